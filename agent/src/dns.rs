@@ -1,0 +1,4 @@
+//! Names of the mesh.
+
+pub mod config;
+pub mod status;

@@ -1,0 +1,13 @@
+//! What every other module stands on, without a word of any domain: error texts, identifiers, secrets, tasks,
+//! start and stop, the reconcile loop, logging and the metrics registry.
+//!
+//! Nothing here may import anything else of this crate.
+
+pub mod error;
+pub mod id;
+pub mod lifecycle;
+pub mod metrics;
+pub mod reconcile;
+pub mod secret;
+pub mod task;
+pub mod telemetry;

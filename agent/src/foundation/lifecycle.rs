@@ -1,0 +1,138 @@
+//! Start and stop as values: what still blocks readiness, the request to stop, and who has not finished yet.
+//!
+//! [`Readiness`] is ready when every [`Blocker`] has dropped. [`Shutdown`] asks everybody to stop and waits until
+//! every [`Stop`] clone has dropped, up to a deadline.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+/// What still has to come up before the agent says that it is ready.
+#[derive(Debug, Clone)]
+pub struct Readiness {
+    pending: Arc<watch::Sender<BTreeSet<&'static str>>>,
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self { pending: Arc::new(watch::Sender::new(BTreeSet::new())) }
+    }
+}
+
+impl Readiness {
+    /// Holds readiness back until the blocker drops. `name` is shown by `weft status --check ready`.
+    pub fn block(&self, name: &'static str) -> Blocker {
+        self.pending.send_modify(|names| {
+            names.insert(name);
+        });
+        Blocker { name, pending: Arc::clone(&self.pending) }
+    }
+
+    /// The names that still block.
+    pub fn pending(&self) -> Vec<&'static str> {
+        self.pending.borrow().iter().copied().collect()
+    }
+
+    /// Waits until nothing blocks any more.
+    pub async fn ready(&self) {
+        let mut pending = self.pending.subscribe();
+        // The sender lives in self: waiting cannot fail.
+        drop(pending.wait_for(BTreeSet::is_empty).await);
+    }
+}
+
+/// Holds readiness back while it lives.
+#[derive(Debug)]
+#[must_use = "dropping a blocker says that its part is ready"]
+pub struct Blocker {
+    name: &'static str,
+    pending: Arc<watch::Sender<BTreeSet<&'static str>>>,
+}
+
+impl Drop for Blocker {
+    fn drop(&mut self) {
+        self.pending.send_modify(|names| {
+            names.remove(self.name);
+        });
+    }
+}
+
+/// The asking side of a stop; owned by `app`.
+#[derive(Debug)]
+pub struct Shutdown {
+    asked: watch::Sender<bool>,
+    token: mpsc::Sender<()>,
+    finished: mpsc::Receiver<()>,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        // Nothing is ever sent: the channel closes when the last Stop drops.
+        let (token, finished) = mpsc::channel(1);
+        Self { asked: watch::Sender::new(false), token, finished }
+    }
+}
+
+impl Shutdown {
+    /// A token for one task: it hears the request, and holding it delays the end.
+    pub fn stop(&self) -> Stop {
+        Stop { asked: self.asked.subscribe(), _token: self.token.clone() }
+    }
+
+    /// Asks everybody to stop and waits until all have, or `deadline` has passed. Returns whether all have.
+    pub async fn drain(self, deadline: Duration) -> bool {
+        let Self { asked, token, mut finished } = self;
+        asked.send_replace(true);
+        drop(token);
+        tokio::time::timeout(deadline, finished.recv()).await.is_ok()
+    }
+}
+
+/// The hearing side of a stop.
+#[derive(Debug, Clone)]
+pub struct Stop {
+    asked: watch::Receiver<bool>,
+    _token: mpsc::Sender<()>,
+}
+
+impl Stop {
+    /// Waits until the agent is asked to stop.
+    pub async fn requested(&mut self) {
+        // An error means that the Shutdown is gone, which is a stop too.
+        drop(self.asked.wait_for(|asked| *asked).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn ready_when_the_last_blocker_drops() {
+        let readiness = Readiness::default();
+        let first = readiness.block("wireguard");
+        let second = readiness.block("dns");
+        drop(first);
+        assert_eq!(readiness.pending(), ["dns"]);
+        drop(second);
+        readiness.ready().await;
+    }
+
+    #[tokio::test]
+    async fn drain_waits_for_every_token() {
+        let shutdown = Shutdown::default();
+        let mut stop = shutdown.stop();
+        let task = crate::foundation::task::spawn("test", async move { stop.requested().await });
+        assert!(shutdown.drain(Duration::from_secs(5)).await);
+        assert_eq!(task.join().await, Some(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn drain_gives_up_at_the_deadline() {
+        let shutdown = Shutdown::default();
+        let _held = shutdown.stop();
+        assert!(!shutdown.drain(Duration::from_secs(1)).await);
+    }
+}

@@ -1,0 +1,7 @@
+//! Plumbing to the operating system: the only room with `unsafe`.
+//!
+//! A module here wraps a few kernel interfaces and knows no domain word.
+
+pub mod file;
+pub mod netns;
+pub mod rtnetlink;

@@ -1,0 +1,1 @@
+//! Connections to rtnetlink and the change monitor.
