@@ -1,0 +1,1 @@
+//! `cargo xtask ebpf`: builds the BPF object.
