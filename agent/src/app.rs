@@ -1,1 +1,3 @@
-//! app
+//! The composition root.
+
+pub mod privileges;

@@ -5,6 +5,7 @@
 
 mod diagnose;
 mod overrides;
+mod reload;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use crate::sys::file::{self, FileError};
 use crate::{dns, ebpf, net, wireguard};
 
 pub use overrides::{Override, OverrideError};
+pub use reload::restart_keys;
 
 /// Where the file is looked for when no `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/weft/weft.toml";
