@@ -84,12 +84,8 @@ mod tests {
         let none = Roles { accounting: false, low_port: false, group_socket: false };
         assert_eq!(needed(none), (vec![Capability::CAP_NET_ADMIN], vec![]));
         let all = Roles { accounting: true, low_port: true, group_socket: true };
-        let expected = vec![
-            Capability::CAP_BPF,
-            Capability::CAP_PERFMON,
-            Capability::CAP_NET_BIND_SERVICE,
-            Capability::CAP_CHOWN,
-        ];
+        let expected =
+            vec![Capability::CAP_BPF, Capability::CAP_PERFMON, Capability::CAP_NET_BIND_SERVICE, Capability::CAP_CHOWN];
         assert_eq!(needed(all), (vec![Capability::CAP_NET_ADMIN], expected));
     }
 }
