@@ -1,1 +1,3 @@
-fn main() {}
+//! The integration tests: one binary, a module a domain. They need root; see `integration_tests::gate`.
+
+mod harness;
