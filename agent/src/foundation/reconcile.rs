@@ -68,6 +68,11 @@ impl Trigger {
         self.0.send_modify(|count| *count = count.wrapping_add(1));
     }
 
+    /// How often it has been fired.
+    pub fn count(&self) -> u64 {
+        *self.0.borrow()
+    }
+
     /// Asks for a pass whenever `input` changes, for as long as the returned task is kept.
     pub fn follow<T: Send + Sync + 'static>(&self, mut input: watch::Receiver<T>) -> Task {
         let trigger = self.clone();
