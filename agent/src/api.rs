@@ -1,1 +1,103 @@
-//! api
+//! The only place that knows HTTP, gRPC and JSON: the control socket and the web listener.
+//!
+//! In: [`Sources`], the readers of what the domains publish. Out: [`Command`]s to the composition root, which alone
+//! may change the agent. Handlers parse, authorise, read and answer; they hold no state and change nothing themselves.
+//!
+//! Invariants: nothing but `/metrics` and `/health` is reachable without the kernel vouching for the caller; no answer
+//! carries a secret; every size, time and number a client can choose is bounded (`http`).
+
+pub mod control;
+pub mod error;
+mod grpc;
+mod http;
+pub mod view;
+pub mod web;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::foundation::id::InstanceName;
+use crate::foundation::lifecycle::Readiness;
+use crate::foundation::metrics::Metrics;
+use crate::model::Model;
+use crate::wireguard::status::PeerFigures;
+use crate::{dns, ebpf, net, wireguard};
+
+/// Everything the handlers read.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    pub instance: InstanceName,
+    /// When the agent started; its age and the clock of the samples count from here.
+    pub started: Instant,
+    pub model: watch::Receiver<Arc<Model>>,
+    pub wireguard: watch::Receiver<wireguard::status::Status>,
+    pub net: watch::Receiver<net::status::Status>,
+    pub firewall: watch::Receiver<net::status::FirewallStatus>,
+    pub accounting: watch::Receiver<ebpf::status::Status>,
+    pub dns: watch::Receiver<dns::status::Status>,
+    pub figures: FiguresReader,
+    pub readiness: Readiness,
+    pub metrics: Metrics,
+    /// The bound is the composition root's choice; a full queue answers "busy".
+    pub commands: mpsc::Sender<Command>,
+}
+
+/// What changes too fast for a `watch` and is read on demand.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Figures {
+    pub wireguard: Vec<PeerFigures>,
+    /// `None` when nothing is counted.
+    pub counters: Option<ebpf::status::Figures>,
+    /// Why a part is missing, each a sentence.
+    pub errors: Vec<String>,
+}
+
+/// Reads the figures of every peer from the device and the BPF maps.
+#[derive(Clone)]
+pub struct FiguresReader(Arc<dyn Fn() -> BoxFuture<'static, Figures> + Send + Sync>);
+
+impl FiguresReader {
+    /// A reader that calls `read` each time.
+    pub fn new(read: impl Fn() -> BoxFuture<'static, Figures> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+
+    /// The figures now.
+    pub async fn read(&self) -> Figures {
+        (self.0)().await
+    }
+}
+
+impl fmt::Debug for FiguresReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FiguresReader")
+    }
+}
+
+/// What a caller asks the composition root to do.
+///
+/// The reply is awaited by the caller, so it must be sent before the listeners are asked to stop: stop them last.
+#[derive(Debug)]
+pub enum Command {
+    /// Read the configuration again and apply what differs. The lines say what changed.
+    Reload(oneshot::Sender<CommandResult>),
+    /// Stop the agent; link, routes, pins and tables stay.
+    Shutdown(oneshot::Sender<CommandResult>),
+    /// Remove everything that is ours from the kernel, then stop. The lines say what was removed.
+    Down(oneshot::Sender<CommandResult>),
+}
+
+/// What was done, a sentence a line.
+pub type CommandResult = Result<Vec<String>, CommandError>;
+
+/// Why a command was not carried out, as the caller may read it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct CommandError(pub String);
+
+#[cfg(test)]
+mod tests;

@@ -4,4 +4,5 @@
 
 pub mod file;
 pub mod netns;
+pub mod peer;
 pub mod rtnetlink;

@@ -35,6 +35,11 @@ impl Readiness {
         self.pending.borrow().iter().copied().collect()
     }
 
+    /// The names that block, and every change of them.
+    pub fn changes(&self) -> watch::Receiver<BTreeSet<&'static str>> {
+        self.pending.subscribe()
+    }
+
     /// Waits until nothing blocks any more.
     pub async fn ready(&self) {
         let mut pending = self.pending.subscribe();

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt as _;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::Instrument as _;
 
 /// Exit status of an agent that ended because one of its tasks panicked (`EX_SOFTWARE` of `sysexits.h`).
@@ -59,6 +59,46 @@ where
     Task { handle }
 }
 
+/// Many short tasks of one kind, such as connections. A panic in one ends only that one; dropping the group stops all.
+#[derive(Debug)]
+#[must_use = "dropping a group stops its tasks"]
+pub struct Group {
+    name: &'static str,
+    tasks: JoinSet<()>,
+}
+
+impl Group {
+    /// An empty group of tasks called `name`.
+    pub fn new(name: &'static str) -> Self {
+        Self { name, tasks: JoinSet::new() }
+    }
+
+    /// Starts `future` in this group, in a span of the group's name.
+    pub fn spawn(&mut self, future: impl Future<Output = ()> + Send + 'static) {
+        let span = tracing::info_span!("task", name = self.name);
+        self.tasks.spawn(future.instrument(span));
+    }
+
+    /// How many tasks have not been seen to end.
+    pub fn len(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Whether no task is left.
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    /// Waits until one task has ended; for ever while there is none. Cancel-safe.
+    pub async fn one_ended(&mut self) {
+        match self.tasks.join_next().await {
+            None => std::future::pending().await,
+            Some(Ok(())) => {}
+            Some(Err(error)) => tracing::error!(task = self.name, %error, "a task of the group failed"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +112,18 @@ mod tests {
         });
         drop(task);
         assert!(rx.await.is_err(), "the sender went away with the task");
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_a_group_ends_only_that_task() {
+        let mut group = Group::new("test");
+        let (tx, rx) = tokio::sync::oneshot::channel();
+        group.spawn(async { panic!("on purpose") });
+        group.spawn(async move { tx.send(()).expect("the receiver waits") });
+        group.one_ended().await;
+        group.one_ended().await;
+        assert!(group.is_empty());
+        assert_eq!(rx.await, Ok(()));
     }
 
     #[tokio::test]

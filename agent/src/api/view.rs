@@ -1,0 +1,230 @@
+//! What the domains publish, as the versioned messages of `weft.v1`: the one place that converts.
+//!
+//! Pure but for reading the newest value of each `watch`. The messages serve gRPC and JSON alike.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use weft_proto::weft::v1 as proto;
+
+use super::{Figures, Sources};
+use crate::ebpf::status::{Counters, Hook, PeerCounters};
+use crate::model::Model;
+use crate::model::key::PublicKey;
+use crate::model::peer::Peer;
+use crate::wireguard::status::PeerFigures;
+use crate::{dns, ebpf, net, wireguard};
+
+/// The number of the schema; it changes when a field loses its meaning, not when one is added.
+pub const SCHEMA: u32 = 1;
+
+/// A session is renewed after 120 s of traffic and refused after 180 s (WireGuard, section 6.1): an older handshake
+/// cannot carry a packet.
+const SESSION_SECONDS: u64 = 180;
+
+/// The state of the agent now.
+pub fn status(sources: &Sources) -> proto::Status {
+    let model = sources.model.borrow().clone();
+    let wireguard = wireguard_status(&model, &sources.wireguard.borrow());
+    let network = network_status(&sources.net.borrow());
+    let firewall = firewall_status(&sources.firewall.borrow());
+    let accounting = accounting_status(&sources.accounting.borrow());
+    let dns = dns_status(&sources.dns.borrow());
+    let waiting_for: Vec<String> = sources.readiness.pending().into_iter().map(str::to_owned).collect();
+    let problems = problems([
+        ("wireguard", &wireguard.errors),
+        ("network", &network.errors),
+        ("firewall", &firewall.errors),
+        ("accounting", &accounting.errors),
+        ("dns", &dns.errors),
+    ]);
+    let fallbacks = fallbacks(&wireguard, &accounting);
+    proto::Status {
+        schema: SCHEMA,
+        node: model.node.id.to_string(),
+        instance: sources.instance.to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_seconds: sources.started.elapsed().as_secs(),
+        state: state(&waiting_for, &problems).to_owned(),
+        waiting_for,
+        problems,
+        fallbacks,
+        wireguard: Some(wireguard),
+        network: Some(network),
+        firewall: Some(firewall),
+        accounting: Some(accounting),
+        dns: Some(dns),
+    }
+}
+
+fn state(waiting_for: &[String], problems: &[String]) -> &'static str {
+    match (waiting_for, problems) {
+        ([], []) => "ready",
+        ([], _) => "degraded",
+        _ => "starting",
+    }
+}
+
+fn problems<const N: usize>(parts: [(&str, &Vec<String>); N]) -> Vec<String> {
+    parts.iter().flat_map(|(part, errors)| errors.iter().map(move |error| format!("{part}: {error}"))).collect()
+}
+
+fn fallbacks(wireguard: &proto::WireguardStatus, accounting: &proto::AccountingStatus) -> Vec<String> {
+    let wireguard = wireguard.fallback_reason.iter().map(|reason| format!("wireguard: embedded device, {reason}"));
+    let hook = accounting.hook.as_deref().unwrap_or("nothing is counted");
+    let accounting = accounting.fallback_reason.iter().map(|reason| format!("accounting: {hook}, {reason}"));
+    wireguard.chain(accounting).collect()
+}
+
+fn wireguard_status(model: &Model, status: &wireguard::status::Status) -> proto::WireguardStatus {
+    let link = status.link.as_ref();
+    proto::WireguardStatus {
+        link: link.map(|link| link.name.to_string()),
+        link_index: link.map(|link| link.index),
+        backend: link.map(|link| link.backend.to_string()),
+        fallback_reason: status.fallback_reason.clone(),
+        listen_port: status.listen_port.map(u32::from),
+        public_key: model.node.public_key.to_string(),
+        addresses: model.node.addresses.iter().map(ToString::to_string).collect(),
+        peers: as_u64(status.peers),
+        applied_steps: as_u64(status.applied_steps),
+        errors: status.errors.clone(),
+    }
+}
+
+fn network_status(status: &net::status::Status) -> proto::NetworkStatus {
+    proto::NetworkStatus {
+        mtu: status.mtu,
+        addresses: as_u64(status.addresses),
+        routes: as_u64(status.routes),
+        applied_steps: as_u64(status.applied_steps),
+        errors: status.errors.clone(),
+    }
+}
+
+fn firewall_status(status: &net::status::FirewallStatus) -> proto::FirewallStatus {
+    proto::FirewallStatus { table: status.table.clone(), errors: status.errors.clone() }
+}
+
+fn accounting_status(status: &ebpf::status::Status) -> proto::AccountingStatus {
+    let hook = status.hook.map(|hook| match hook {
+        Hook::Tcx => "tcx".to_owned(),
+        Hook::Clsact => "clsact".to_owned(),
+    });
+    proto::AccountingStatus {
+        hook,
+        fallback_reason: status.fallback_reason.clone(),
+        peers: as_u64(status.peers),
+        prefixes: as_u64(status.prefixes),
+        errors: status.errors.clone(),
+    }
+}
+
+fn dns_status(status: &dns::status::Status) -> proto::DnsStatus {
+    proto::DnsStatus {
+        listening: status.listening.iter().map(ToString::to_string).collect(),
+        names: as_u64(status.names),
+        upstreams: status.upstreams.iter().map(ToString::to_string).collect(),
+        hook: status.hook.clone(),
+        errors: status.errors.clone(),
+    }
+}
+
+fn as_u64(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+/// Every peer of `model` with its figures, in the order of the names.
+pub fn peers(model: &Model, figures: &Figures, now: SystemTime) -> proto::PeerList {
+    let on_device: BTreeMap<PublicKey, &PeerFigures> =
+        figures.wireguard.iter().map(|peer| (peer.public_key, peer)).collect();
+    let counted: BTreeMap<PublicKey, &PeerCounters> =
+        figures.counters.iter().flat_map(|counters| &counters.peers).map(|peer| (peer.public_key, peer)).collect();
+    let peers = by_name(model)
+        .into_iter()
+        .map(|wanted| {
+            let key = &wanted.public_key;
+            peer(wanted, on_device.get(key).copied(), counted.get(key).copied(), now)
+        })
+        .collect();
+    let unattributed = figures.counters.as_ref().map(|all| traffic(&all.unattributed_rx, &all.unattributed_tx));
+    proto::PeerList { schema: SCHEMA, peers, unattributed, errors: figures.errors.clone() }
+}
+
+fn by_name(model: &Model) -> Vec<&Peer> {
+    let mut peers: Vec<&Peer> = model.peers().collect();
+    peers.sort_by(|left, right| left.name.cmp(&right.name));
+    peers
+}
+
+fn peer(
+    wanted: &Peer,
+    on_device: Option<&PeerFigures>,
+    counted: Option<&PeerCounters>,
+    now: SystemTime,
+) -> proto::Peer {
+    // A handshake "in the future" is one from before the clock was set back: it is as good as new.
+    let age = on_device
+        .and_then(|figures| figures.last_handshake)
+        .map(|at| now.duration_since(at).map_or(0, |age| age.as_secs()));
+    let (state, reason) = connection(wanted, on_device, age);
+    proto::Peer {
+        name: wanted.name.to_string(),
+        id: wanted.public_key.to_string(),
+        endpoint: on_device.and_then(|figures| figures.endpoint).map(|endpoint| endpoint.to_string()),
+        allowed_ips: wanted.allowed_ips.iter().map(ToString::to_string).collect(),
+        state: state.to_owned(),
+        reason,
+        handshake_age_seconds: age,
+        wireguard_rx_bytes: on_device.map(|figures| figures.rx_bytes),
+        wireguard_tx_bytes: on_device.map(|figures| figures.tx_bytes),
+        traffic: counted.map(|counted| traffic(&counted.rx, &counted.tx)),
+    }
+}
+
+fn connection(wanted: &Peer, on_device: Option<&PeerFigures>, age: Option<u64>) -> (&'static str, String) {
+    let Some(figures) = on_device else {
+        return ("never", "the device does not hold this peer yet".to_owned());
+    };
+    match (age, figures.endpoint, &wanted.endpoint) {
+        (Some(age), _, _) if age < SESSION_SECONDS => ("connected", format!("handshake {age} s ago")),
+        (Some(age), _, _) => ("idle", format!("last handshake {age} s ago: no traffic since, or no answer")),
+        (None, Some(endpoint), _) => (
+            "never",
+            format!("no handshake yet: if there was traffic, check UDP to {endpoint} and the keys on both sides"),
+        ),
+        (None, None, Some(configured)) => ("never", format!("endpoint {configured} has no address yet")),
+        (None, None, None) => ("never", "no endpoint is configured: the peer has to call first".to_owned()),
+    }
+}
+
+/// The counters of every peer of `model`, taken `at_ms` milliseconds after the start of the agent.
+pub fn sample(model: &Model, figures: &Figures, at_ms: u64) -> proto::CounterSample {
+    let list = peers(model, figures, SystemTime::UNIX_EPOCH);
+    let mut errors = list.errors;
+    if figures.counters.is_none() && errors.is_empty() {
+        errors.push("nothing is counted: see `weft status` and `weft doctor`".to_owned());
+    }
+    let peers = list
+        .peers
+        .into_iter()
+        .filter_map(|peer| {
+            let traffic = Some(peer.traffic?);
+            Some(proto::PeerTraffic { name: peer.name, id: peer.id, traffic })
+        })
+        .collect();
+    proto::CounterSample { schema: SCHEMA, at_ms, peers, unattributed: list.unattributed, errors }
+}
+
+fn traffic(rx: &Counters, tx: &Counters) -> proto::Traffic {
+    proto::Traffic { rx: Some(counters(rx)), tx: Some(counters(tx)) }
+}
+
+fn counters(counters: &Counters) -> proto::Counters {
+    let Counters { bytes, packets, tcp_bytes, udp_bytes, icmp_bytes, other_bytes } = *counters;
+    proto::Counters { bytes, packets, tcp_bytes, udp_bytes, icmp_bytes, other_bytes }
+}
+
+#[cfg(test)]
+mod tests;
