@@ -1,0 +1,50 @@
+//! The guest side: process 1 that makes a machine of a bare kernel, and the scenarios.
+//!
+//! In: names on the kernel's command line. Out: a verdict for each, on the second serial port, then QEMU's exit status.
+//! The scenarios work the agent from outside, as an operator does: command line, files, and the tools of the distribution.
+
+mod lab;
+mod machine;
+pub(crate) mod report;
+pub(crate) mod scenario;
+mod sys;
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+
+use report::{Exit, Report, Tally};
+use scenario::Scenario;
+
+/// What process 1 does; never returns.
+pub(crate) fn init() -> ! {
+    let exit = run_as_init().map_err(|error| machine::complain(&error)).ok();
+    machine::halt(exit)
+}
+
+/// Runs the scenarios on the machine as it is.
+pub(crate) fn here(scenarios: &[&Scenario]) -> Result<Tally> {
+    ensure!(nix::unistd::geteuid().is_root(), "--here needs root: it makes links and network namespaces");
+    let mut report = Report::new(std::io::stdout());
+    Ok(run(scenarios, &mut report))
+}
+
+fn run_as_init() -> Result<Exit> {
+    machine::prepare()?;
+    let mut report = machine::report()?;
+    let scenarios = scenario::select(&machine::arguments()?)?;
+    let tally = run(&scenarios, &mut report);
+    report.finish();
+    Ok(if tally.failed == 0 { Exit::AllPassed } else { Exit::SomeFailed })
+}
+
+fn run(scenarios: &[&Scenario], report: &mut Report) -> Tally {
+    let mut tally = Tally::default();
+    for scenario in scenarios {
+        let started = Instant::now();
+        let outcome = (scenario.run)(report);
+        tally.count(outcome.is_ok());
+        report.verdict(scenario.name, started.elapsed(), &outcome);
+    }
+    tally
+}
