@@ -51,6 +51,7 @@ pub struct PeerTable {
 #[derive(Debug, Clone)]
 pub struct Settings {
     node: String,
+    binary: Option<PathBuf>,
     keys: KeyPair,
     listen_port: u16,
     /// Further lines of `[wireguard]`.
@@ -70,6 +71,7 @@ impl Settings {
     pub fn new(node: &str) -> Result<Self> {
         Ok(Self {
             node: node.to_owned(),
+            binary: None,
             keys: KeyPair::generate()?,
             listen_port: 51820,
             wireguard: String::new(),
@@ -78,6 +80,13 @@ impl Settings {
             web: true,
             dns: true,
         })
+    }
+
+    /// Another binary than [`weft_binary`].
+    #[must_use]
+    pub fn binary(mut self, path: &Path) -> Self {
+        self.binary = Some(path.to_owned());
+        self
     }
 
     /// The addresses of the node, `ADDRESS/LENGTH`.
@@ -183,7 +192,7 @@ impl<'a> TestAgent<'a> {
         let pid = std::process::id();
         let agent = Self {
             host,
-            binary: weft_binary()?,
+            binary: settings.binary.clone().map_or_else(weft_binary, Ok)?,
             process: None,
             directory: TempDir::with_prefix("weft-test-").context("failed to make a directory")?,
             instance: format!("test-{pid}-{number}"),

@@ -3,6 +3,7 @@
 //! A test that needs root or a tool begins with `if !gate::root_and(&["wg"]) { return; }`. What is missing is printed and the
 //! test passes, unless `WEFT_TESTS_STRICT=1` is set, as CI does: then it fails.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 
 /// Whether the test may change network namespaces.
@@ -31,11 +32,11 @@ pub fn find_tool(tool: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).chain(system).map(|dir| dir.join(tool)).find(|file| file.is_file())
 }
 
-#[expect(clippy::print_stderr, reason = "the harness reports to the person who runs the tests")]
 fn refuse(why: &str) -> bool {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("test");
     assert!(!std::env::var("WEFT_TESTS_STRICT").is_ok_and(|value| value == "1"), "{test} must run here, but {why}");
-    eprintln!("skipped: {test}: {why}");
+    // Not `eprintln`, whose output the test program keeps to itself while tests pass.
+    writeln!(std::io::stderr(), "skipped: {test}: {why}").ok();
     false
 }

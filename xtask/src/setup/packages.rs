@@ -1,0 +1,69 @@
+//! The Debian packages, each with the reason it is here. Names are the same in Debian 12, 13 and Ubuntu 24.04.
+
+use clap::ValueEnum;
+
+use super::which;
+
+/// What a package is needed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Group {
+    /// Building the workspace.
+    Build,
+    /// Running the agent.
+    Run,
+    /// The tests, the demo and the benches.
+    Test,
+    /// Rebuilding the BPF object.
+    Ebpf,
+}
+
+#[derive(Debug)]
+pub(crate) struct Package {
+    pub(crate) group: Group,
+    pub(crate) name: &'static str,
+    /// A program it brings, to recognise it where there is no dpkg.
+    program: &'static str,
+    pub(crate) why: &'static str,
+    /// Units that it would start at boot.
+    pub(crate) services: &'static [&'static str],
+}
+
+impl Package {
+    pub(crate) fn has_program(&self) -> bool {
+        which(self.program).is_some()
+    }
+}
+
+const fn package(group: Group, name: &'static str, program: &'static str, why: &'static str) -> Package {
+    Package { group, name, program, why, services: &[] }
+}
+
+pub(crate) const PACKAGES: &[Package] = &[
+    package(Group::Build, "gcc", "gcc", "linker, and the C and assembly of aws-lc"),
+    package(Group::Build, "libc6-dev", "gcc", "C headers"),
+    package(Group::Build, "git", "git", "tidy asks it which files are ours"),
+    package(Group::Run, "nftables", "nft", "the agent's table"),
+    package(Group::Run, "iproute2", "ip", "links, addresses and routes, for people and tests"),
+    package(Group::Run, "kmod", "modprobe", "loading the kernel's WireGuard"),
+    package(Group::Run, "curl", "curl", "reading /metrics"),
+    package(Group::Test, "wireguard-tools", "wg", "keys, and the other side's view"),
+    package(Group::Test, "wireguard-go", "wireguard-go", "a foreign peer"),
+    package(Group::Test, "util-linux", "nsenter", "entering network namespaces"),
+    package(Group::Test, "iputils-ping", "ping", "traffic"),
+    package(Group::Test, "iperf3", "iperf3", "traffic with a figure"),
+    package(Group::Test, "ethtool", "ethtool", "offloads of a link"),
+    package(Group::Test, "bpftool", "bpftool", "what the kernel says is loaded"),
+    package(Group::Test, "dnsperf", "dnsperf", "DNS load"),
+    package(Group::Test, "bind9-dnsutils", "dig", "DNS questions"),
+    package(Group::Test, "knot-dnsutils", "kdig", "DNS questions"),
+    Package { services: &["knot.service"], ..package(Group::Test, "knot", "knotd", "the DNS server we compare with") },
+    Package {
+        services: &["prometheus.service"],
+        ..package(Group::Test, "prometheus", "prometheus", "scrapes the agent; promtool checks the format")
+    },
+    package(Group::Test, "systemd", "systemd-analyze", "checks the unit"),
+    package(Group::Test, "qemu-system-x86", "qemu-system-x86_64", "guests with a distribution kernel"),
+    package(Group::Test, "busybox-static", "busybox", "user space of the guests"),
+    package(Group::Test, "cpio", "cpio", "image of the guests"),
+    package(Group::Test, "zstd", "zstd", "image of the guests"),
+];
