@@ -12,6 +12,8 @@ pub struct Status {
     pub applied_steps: usize,
     /// What failed in the last pass, each a full sentence that names the object and the fix.
     pub errors: Vec<String>,
+    /// What an operator should know though nothing is wrong.
+    pub notices: Vec<String>,
 }
 
 /// The firewall after the newest pass.

@@ -1,0 +1,160 @@
+//! Which changes of the host wake the reconciler: those of our link, and those that alter the way to the peers or
+//! a network beside ours. A host where containers and routing daemons come and go does not.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ipnet::IpNet;
+
+use super::PROTOCOL;
+use super::networks::NetworkSet;
+use super::plan::Observed;
+use super::spec::Wanted;
+use crate::model::Link;
+use crate::sys::rtnetlink::monitor::{Change, RouteChange};
+
+/// The table the kernel keeps for addresses of this host; its routes come with addresses.
+const TABLE_LOCAL: u32 = 255;
+
+/// Shared between the reconciler, which says what matters, and the monitor, which asks.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Interest(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    link: Option<Link>,
+    networks: NetworkSet,
+    endpoints: BTreeSet<IpAddr>,
+    roaming: bool,
+    /// Links that carry the tunnel's packets, and links with a network that overlaps ours.
+    neighbours: BTreeSet<u32>,
+    surroundings_changed: bool,
+}
+
+impl Interest {
+    /// From now on `wanted` on `link` matters.
+    pub(super) fn set_wanted(&self, link: &Link, wanted: &Wanted) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.link = Some(link.clone());
+        state.networks = wanted.networks.clone();
+        state.endpoints = wanted.endpoints.keys().copied().collect();
+        state.roaming = wanted.roaming;
+    }
+
+    /// From now on the links around, as they were observed, matter.
+    pub(super) fn set_observed(&self, observed: &Observed) {
+        let paths = observed.paths.values().chain(&observed.default_paths);
+        let carrying = paths.flat_map(|path| path.links.iter().copied());
+        let beside = observed.connected.iter().map(|connected| connected.index);
+        let neighbours = carrying.chain(beside).filter(|index| *index != observed.index).collect();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).neighbours = neighbours;
+    }
+
+    /// Nothing matters: there is no link.
+    pub(super) fn clear(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = State::default();
+    }
+
+    /// Whether something outside our link has changed since the last call: ways that were looked up are stale.
+    pub(super) fn take_surroundings_changed(&self) -> bool {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner).surroundings_changed)
+    }
+
+    /// Whether `change` matters.
+    pub(super) fn wants(&self, change: &Change) -> bool {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(link) = &state.link else { return false };
+        let (ours, around) = match change {
+            Change::Link { index, name, .. } => {
+                (*index == link.index || *name == link.name.as_str(), state.neighbours.contains(index))
+            }
+            Change::Address { index, .. } => (*index == link.index, false),
+            Change::Route(route) => (is_ours(route, link), state.is_around(route)),
+            Change::Rule | Change::Unknown => (false, true),
+        };
+        state.surroundings_changed |= around;
+        ours || around
+    }
+}
+
+fn is_ours(route: &RouteChange, link: &Link) -> bool {
+    route.protocol == PROTOCOL && route.links.contains(&link.index)
+}
+
+impl State {
+    fn is_around(&self, route: &RouteChange) -> bool {
+        let on_our_link = self.link.as_ref().is_some_and(|link| route.links.contains(&link.index));
+        let Some(network) = route.network.filter(|_| route.unicast && route.table != TABLE_LOCAL && !on_our_link)
+        else {
+            return false;
+        };
+        // The networks of IPv6 link-local addresses come and go with every link.
+        if matches!(network, IpNet::V6(network) if network.addr().is_unicast_link_local()) {
+            return false;
+        }
+        let leads_to_peer = self.endpoints.range(network.network()..=network.broadcast()).next().is_some();
+        let is_default = self.roaming && network.prefix_len() == 0;
+        leads_to_peer || is_default || self.networks.overlaps(&network)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{link, model, peer, settings, wanted};
+    use super::*;
+
+    fn interest() -> Interest {
+        let interest = Interest::default();
+        let peer = peer("beta", 1, Some("192.0.2.7:51820"), &["10.80.0.2/32", "10.99.0.0/16"]);
+        interest.set_wanted(&link(), &wanted(&settings(), &model(&["10.80.0.1/24"], vec![peer])));
+        interest
+    }
+
+    fn route(network: &str, index: u32) -> Change {
+        let network = Some(network.parse().expect("a network"));
+        Change::Route(RouteChange { links: vec![index], network, table: 254, protocol: 2, unicast: true })
+    }
+
+    #[test]
+    fn nothing_matters_without_a_link() {
+        assert!(!Interest::default().wants(&route("0.0.0.0/0", 2)));
+    }
+
+    #[test]
+    fn the_way_to_a_peer_matters() {
+        let interest = interest();
+        for network in ["0.0.0.0/0", "192.0.2.0/24", "192.0.2.7/32"] {
+            assert!(interest.wants(&route(network, 2)), "{network}");
+        }
+        assert!(interest.take_surroundings_changed());
+        assert!(!interest.take_surroundings_changed());
+    }
+
+    #[test]
+    fn a_network_beside_ours_matters_and_others_do_not() {
+        let interest = interest();
+        for network in ["10.99.3.0/24", "10.0.0.0/8", "10.80.0.0/25"] {
+            assert!(interest.wants(&route(network, 2)), "{network}");
+        }
+        assert!(interest.take_surroundings_changed());
+        for network in ["172.17.0.0/16", "198.51.100.0/24", "fe80::/64"] {
+            assert!(!interest.wants(&route(network, 2)), "{network}");
+        }
+        let address = Some("172.17.0.1/16".parse().expect("an address"));
+        assert!(!interest.wants(&Change::Address { index: 2, address }));
+        assert!(!interest.take_surroundings_changed());
+    }
+
+    #[test]
+    fn everything_of_our_link_matters() {
+        let interest = interest();
+        assert!(interest.wants(&Change::Address { index: link().index, address: None }));
+        let link_change =
+            |index, name: &str| Change::Link { index, name: name.to_owned(), up: false, mtu: 1500, removed: false };
+        assert!(interest.wants(&link_change(link().index, "renamed")));
+        assert!(interest.wants(&link_change(99, link().name.as_str())), "made anew");
+        assert!(!interest.wants(&link_change(99, "veth7")));
+        assert!(!interest.take_surroundings_changed());
+    }
+}
