@@ -1,3 +1,4 @@
 //! The integration tests: one binary, a module a domain. They need root; see `integration_tests::gate`.
 
 mod harness;
+mod net;
