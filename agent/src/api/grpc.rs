@@ -100,11 +100,11 @@ fn differs(last: &proto::Status, status: &proto::Status) -> bool {
 /// One receiver of each part of the status.
 struct Changes {
     model: watch::Receiver<Arc<Model>>,
-    wireguard: watch::Receiver<wireguard::status::Status>,
-    net: watch::Receiver<net::status::Status>,
-    firewall: watch::Receiver<net::status::FirewallStatus>,
-    accounting: watch::Receiver<ebpf::status::Status>,
-    dns: watch::Receiver<dns::status::Status>,
+    wireguard: watch::Receiver<Arc<wireguard::status::Status>>,
+    net: watch::Receiver<Arc<net::status::Status>>,
+    firewall: watch::Receiver<Arc<net::status::FirewallStatus>>,
+    accounting: watch::Receiver<Arc<ebpf::status::Status>>,
+    dns: watch::Receiver<Arc<dns::status::Status>>,
     readiness: watch::Receiver<BTreeSet<&'static str>>,
 }
 
