@@ -1,4 +1,5 @@
 //! The integration tests: one binary, a module a domain. They need root; see `integration_tests::gate`.
 
+mod agent;
 mod harness;
 mod net;

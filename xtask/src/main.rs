@@ -15,7 +15,8 @@ mod setup;
 mod test;
 mod tidy;
 
-use anyhow::Result;
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// Everything a developer or CI does with this repository.
@@ -50,8 +51,8 @@ enum Verb {
     Dist,
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().verb {
+fn main() -> ExitCode {
+    let result = match Arguments::parse().verb {
         Verb::Run => run::run(),
         Verb::Demo => demo::run(),
         Verb::Setup(arguments) => setup::run(&arguments),
@@ -62,5 +63,12 @@ fn main() -> Result<()> {
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::VmTest(arguments) => test::vm(&arguments),
         Verb::Dist => dist::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -313,6 +313,34 @@ impl<'a> TestAgent<'a> {
         self.write_config()
     }
 
+    /// Replaces the file by `text`; a running agent reads it on SIGHUP or restart.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn overwrite_config(&self, text: &str) -> Result<()> {
+        fs::write(self.config_file(), text).context("failed to write weft.toml")
+    }
+
+    /// The file as it is now.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn config_text(&self) -> Result<String> {
+        fs::read_to_string(self.config_file()).context("failed to read weft.toml")
+    }
+
+    /// Starts the agent, which must refuse, and returns what it wrote.
+    ///
+    /// # Errors
+    /// It still runs after the deadline, or ended with success.
+    pub fn launch_refused(&mut self) -> Result<String> {
+        self.launch()?;
+        let mut process = self.process.take().context("the agent was started")?;
+        let status = process.wait_for_exit(READY_DEADLINE)?;
+        ensure!(!status.success(), "the agent ended with success:\n{}", process.tail());
+        Ok(process.log())
+    }
+
     /// The running process.
     pub fn process(&mut self) -> Option<&mut Process> {
         self.process.as_mut()

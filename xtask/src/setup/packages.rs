@@ -63,7 +63,28 @@ pub(crate) const PACKAGES: &[Package] = &[
     },
     package(Group::Test, "systemd", "systemd-analyze", "checks the unit"),
     package(Group::Test, "qemu-system-x86", "qemu-system-x86_64", "guests with a distribution kernel"),
-    package(Group::Test, "busybox-static", "busybox", "user space of the guests"),
-    package(Group::Test, "cpio", "cpio", "image of the guests"),
+    package(Group::Test, "binutils", "objcopy", "the guests' kernel, unpacked"),
+    package(Group::Test, "xz-utils", "xz", "the guests' kernel, unpacked"),
     package(Group::Test, "zstd", "zstd", "image of the guests"),
+    package(Group::Test, "dash", "dash", "shell of the guests"),
+    package(Group::Test, "strace", "strace", "counts the system calls that write"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_the_guests_need_is_installed_for_the_tests() {
+        for wanted in include_str!("../../../vm-tests/debian-packages.txt").lines() {
+            assert!(PACKAGES.iter().any(|package| package.name == wanted), "{wanted}");
+        }
+    }
+
+    #[test]
+    fn no_package_stands_twice() {
+        for (at, package) in PACKAGES.iter().enumerate() {
+            assert!(PACKAGES[..at].iter().all(|other| other.name != package.name), "{}", package.name);
+        }
+    }
+}
