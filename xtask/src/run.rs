@@ -29,6 +29,7 @@ pub(crate) fn run() -> Result<()> {
     );
     println!("1/4 packages");
     setup::for_run()?;
+    mount_bpffs();
     println!("2/4 build: the first one takes about six minutes on two cores, later ones seconds");
     repo::execute(&mut repo::cargo(&["build", "--workspace"]))?;
     println!("3/4 configuration: {CONFIG}");
@@ -55,6 +56,18 @@ fn write_default_config() -> Result<()> {
     repo::execute(repo::as_root("install").args(["-D", "-m", "0640"]).arg(file.path()).arg(CONFIG))?;
     println!("    written; peers are added there");
     Ok(())
+}
+
+/// Counters that outlive the agent are pinned in bpffs. systemd mounts it; other systems and containers do not.
+fn mount_bpffs() {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    if mounts.lines().any(|line| line.contains(" /sys/fs/bpf bpf ")) {
+        return;
+    }
+    let mounted = repo::execute(repo::as_root("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]));
+    if let Err(error) = mounted {
+        println!("    no bpffs, so `weft doctor` will name it: {error:#}");
+    }
 }
 
 fn print_next_steps(weft: &Path) -> Result<()> {
