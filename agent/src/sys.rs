@@ -2,7 +2,9 @@
 //!
 //! A module here wraps a few kernel interfaces and knows no domain word.
 
+pub mod bpf;
 pub mod file;
 pub mod netns;
 pub mod peer;
 pub mod rtnetlink;
+pub mod tc;

@@ -22,6 +22,15 @@ pub enum Hook {
     Clsact,
 }
 
+impl std::fmt::Display for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
 /// Bytes and packets of one direction since the counters were made. A GSO packet counts its segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
@@ -33,6 +42,25 @@ pub struct Counters {
     pub udp_bytes: u64,
     pub icmp_bytes: u64,
     pub other_bytes: u64,
+}
+
+impl From<weft_ebpf_common::Counters> for Counters {
+    fn from(raw: weft_ebpf_common::Counters) -> Self {
+        let [tcp_bytes, udp_bytes, icmp_bytes, other_bytes] = raw.class_bytes;
+        let bytes = tcp_bytes + udp_bytes + icmp_bytes + other_bytes;
+        Self { bytes, packets: raw.packets, tcp_bytes, udp_bytes, icmp_bytes, other_bytes }
+    }
+}
+
+impl std::ops::AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.packets += other.packets;
+        self.tcp_bytes += other.tcp_bytes;
+        self.udp_bytes += other.udp_bytes;
+        self.icmp_bytes += other.icmp_bytes;
+        self.other_bytes += other.other_bytes;
+    }
 }
 
 /// Both directions of one peer, as seen from this node.
@@ -51,4 +79,7 @@ pub struct Figures {
     /// Packets whose address belongs to no peer.
     pub unattributed_rx: Counters,
     pub unattributed_tx: Counters,
+    /// All peers that are no longer in the model together, so that totals never fall.
+    pub retired_rx: Counters,
+    pub retired_tx: Counters,
 }
