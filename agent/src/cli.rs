@@ -1,1 +1,377 @@
-//! cli
+//! The command line of `weft`: what can be typed, and what it ends with.
+//!
+//! In: arguments, the environment, and the answers of an agent over its control socket. Out: text or JSON on standard
+//! output, complaints on standard error, an exit code. A command never touches the host itself but for `agent`, `down`
+//! without an agent, `doctor` (which only looks) and `import`, which writes the files it names.
+
+mod agent;
+mod client;
+mod config;
+mod dns;
+mod doctor;
+mod down;
+mod output;
+mod peers;
+mod ping;
+mod status;
+mod top;
+mod version;
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+
+use crate::api::CommandError;
+use crate::config::{Config, LoadError, Override};
+use crate::foundation::error::chain;
+use client::ClientError;
+
+/// What the composition root does for the command line.
+#[derive(Debug, Clone, Copy)]
+pub struct Daemon {
+    /// Runs the agent until it is asked to stop.
+    pub run: fn(Launch) -> ExitCode,
+    /// Removes what is ours from the kernel while no agent runs; the lines say what was removed.
+    pub remove: fn(&Config) -> Result<Vec<String>, CommandError>,
+}
+
+/// What an agent is started with; read again at a reload.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// The file of `--config`; `None`: the default one, which may be absent.
+    pub file: Option<PathBuf>,
+    /// The environment, then `--set`.
+    pub overrides: Vec<Override>,
+    /// Both, read and laid over each other.
+    pub config: Config,
+}
+
+/// Runs the command line of this process.
+pub fn main(daemon: Daemon) -> ExitCode {
+    run(std::env::args_os(), daemon)
+}
+
+fn run(arguments: impl IntoIterator<Item = OsString>, daemon: Daemon) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come as errors too, with exit code 0. A reader that is gone needs no help.
+            error.print().ok();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match &cli.command {
+        Command::Agent(args) => agent::run(&cli.target, args, daemon).unwrap_or_else(|failure| failure.report().into()),
+        Command::Client(command) => dispatch(&cli.target, command, daemon).unwrap_or_else(Failure::report).into(),
+    }
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exit {
+    Ok,
+    Failed,
+    Usage,
+    NotRunning,
+    Degraded,
+}
+
+impl Exit {
+    fn from_code(code: u8) -> Self {
+        match code {
+            0 => Self::Ok,
+            2 => Self::Usage,
+            3 => Self::NotRunning,
+            4 => Self::Degraded,
+            _ => Self::Failed,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Ok => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::NotRunning => 3,
+            Exit::Degraded => 4,
+        })
+    }
+}
+
+/// Why a command could not be carried out.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Config(#[from] LoadError),
+    #[error("failed to write the answer")]
+    Write(#[from] io::Error),
+    #[error("failed to start")]
+    Runtime(#[source] io::Error),
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    #[error(transparent)]
+    Ping(#[from] ping::PingError),
+    #[error(transparent)]
+    Dns(#[from] dns::DnsError),
+}
+
+impl Failure {
+    /// Tells the reason on standard error, and the exit code for it.
+    fn report(self) -> Exit {
+        let exit = match &self {
+            // The reader of a pipe has seen enough: no failure of ours.
+            Self::Write(error) if error.kind() == io::ErrorKind::BrokenPipe => return Exit::Ok,
+            Self::Client(error) => error.exit(),
+            Self::Ping(error) => error.exit(),
+            Self::Dns(error) => error.exit(),
+            Self::Config(_) | Self::Write(_) | Self::Runtime(_) | Self::Command(_) => Exit::Failed,
+        };
+        output::complain(&format!("weft: {}\n", chain(&self)));
+        exit
+    }
+}
+
+/// Encrypted mesh between hosts, with names and per-peer accounting, by one agent a host.
+#[derive(Debug, Parser)]
+#[command(
+    name = "weft",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 no agent runs, 4 degraded.\n\nFirst steps:\n  \
+                  weft config check          is the configuration right?\n  \
+                  sudo weft agent            run the agent here\n  \
+                  weft status                what does it do?\n  \
+                  weft doctor                what does this kernel offer, and what to do about it?"
+)]
+struct Cli {
+    #[command(flatten)]
+    target: Target,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Which agent is meant.
+#[derive(Debug, Args)]
+struct Target {
+    /// The configuration file [default: /etc/weft/weft.toml if it exists]
+    #[arg(long, global = true, value_name = "FILE", env = "WEFT_CONFIG")]
+    config: Option<PathBuf>,
+    /// The directory of the agent's control socket [default: run_dir of the configuration]
+    #[arg(long, global = true, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent until it is asked to stop
+    ///
+    /// SIGTERM or Ctrl-C stops the agent and leaves kernel tunnels, routes and counters as they are; the next agent takes
+    /// them over. SIGHUP or `weft reload` reads the configuration again. To take everything away: `weft down`.
+    #[command(after_help = "Example:\n  sudo weft agent --config ./weft.toml --set log.level=debug")]
+    Agent(AgentArgs),
+    #[command(flatten)]
+    Client(ClientCommand),
+}
+
+/// What ends by itself.
+#[derive(Debug, Subcommand)]
+enum ClientCommand {
+    /// Show what the agent does, and what does not work
+    #[command(
+        after_help = "Examples:\n  weft status\n  weft status --check ready    exit code 0 once the agent is ready, else 4\n  \
+                      weft status --watch --json   one JSON object a line, at every change"
+    )]
+    Status(StatusArgs),
+    /// Show every peer: connected or not and why, bytes, endpoint
+    #[command(
+        after_help = "Bytes are those inside the tunnel, counted in eBPF. Where nothing is counted, the device's own \
+                            figure stands there, marked (outer): it holds encryption overhead and keepalives."
+    )]
+    Peers(JsonArgs),
+    /// Show the traffic of each peer, live, the busiest first
+    #[command(after_help = "Examples:\n  weft top                   live on a terminal, Ctrl-C ends it\n  \
+                            weft top --once            one measurement, then exit\n  \
+                            weft top --json | jq .     one JSON object a line, an interval each")]
+    Top(TopArgs),
+    /// Ask a peer through the tunnel whether it is there (ICMP echo)
+    #[command(after_help = "Examples:\n  weft ping beta\n  weft ping 10.80.0.2 --count 1")]
+    Ping(PingArgs),
+    /// Show what this kernel offers, what Weft falls back to, why, and the fix
+    ///
+    /// Looks at the host itself, so it works before the first start; with an agent running it also shows what that uses.
+    /// Exit code 4: something Weft needs or would do better with is missing.
+    Doctor(JsonArgs),
+    /// Take everything of ours out of the kernel and stop the agent
+    ///
+    /// Link, routes, BPF programs and counters, and the nftables table; nothing else. Keys and configuration stay. Works
+    /// without a running agent too.
+    Down(JsonArgs),
+    /// Have the agent read its configuration again
+    ///
+    /// What differs is applied, the rest is not touched; no session or counter is lost. A configuration that is wrong, or
+    /// that needs a restart, is refused whole.
+    Reload(JsonArgs),
+    /// Check or convert configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Ask the mesh's name server
+    #[command(subcommand)]
+    Dns(DnsCommand),
+    /// Print a completion script for a shell
+    #[command(after_help = "Examples:\n  weft completions bash > /etc/bash_completion.d/weft\n  \
+                            weft completions zsh > \"${fpath[1]}/_weft\"\n  \
+                            weft completions fish > ~/.config/fish/completions/weft.fish")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Show the version of this program and of the running agent
+    Version(JsonArgs),
+}
+
+#[derive(Debug, Args)]
+struct AgentArgs {
+    /// One value over the file and the environment, like log.level=debug; may be given more than once
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct JsonArgs {
+    /// Exact figures as JSON with a schema number
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    /// Only say whether the agent answers, has come up, or is ready
+    #[arg(long, value_enum, conflicts_with = "watch")]
+    check: Option<Check>,
+    /// Show the status again whenever it changes
+    #[arg(long)]
+    watch: bool,
+    /// Exact figures as JSON with a schema number
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `status --check` asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Check {
+    /// The agent answers
+    Live,
+    /// Everything has come up, and the tunnel link exists
+    Ready,
+    /// Everything has come up
+    Startup,
+}
+
+impl Check {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Ready => "ready",
+            Self::Startup => "startup",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct TopArgs {
+    /// Measure once and exit
+    #[arg(long)]
+    once: bool,
+    /// Seconds between two measurements, 0.1 to 60
+    #[arg(long, default_value = "1", value_name = "SECONDS", value_parser = top::parse_interval)]
+    interval: std::time::Duration,
+    /// Exact figures as JSON, one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct PingArgs {
+    /// A peer's name, public key, or an address in its allowed IPs
+    peer: String,
+    /// How many requests, one a second
+    #[arg(long, short, default_value = "4", value_parser = clap::value_parser!(u16).range(1..))]
+    count: u16,
+    /// Exact figures as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Check a configuration file without starting anything
+    ///
+    /// Prints one error naming the key, the place and what is accepted; or `ok`.
+    Check {
+        /// The file [default: the one of --config]
+        file: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum DnsCommand {
+    /// Ask the agent's name server for a name
+    #[command(
+        after_help = "A name without a dot is looked up in the mesh domain.\n\nExamples:\n  weft dns query beta\n  \
+                            weft dns query beta.weft.internal AAAA\n  weft dns query 2.0.80.10.in-addr.arpa PTR"
+    )]
+    Query(QueryArgs),
+}
+
+#[derive(Debug, Args)]
+struct QueryArgs {
+    /// The name
+    name: String,
+    /// The record type: A, AAAA, PTR, TXT, …
+    #[arg(default_value = "A", value_name = "TYPE")]
+    kind: String,
+    /// Another server, ADDRESS or ADDRESS:PORT, than the running agent's
+    #[arg(long, value_name = "ADDRESS")]
+    server: Option<String>,
+    /// The answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn dispatch(target: &Target, command: &ClientCommand, daemon: Daemon) -> Result<Exit, Failure> {
+    match command {
+        ClientCommand::Status(args) => block_on(async { status::run(&target.client()?, args).await }),
+        ClientCommand::Peers(args) => block_on(async { peers::run(&target.client()?, args.json).await }),
+        ClientCommand::Top(args) => block_on(async { top::run(&target.client()?, args).await }),
+        ClientCommand::Ping(args) => block_on(async { ping::run(&target.client()?, args).await }),
+        ClientCommand::Doctor(args) => block_on(async { doctor::run(&target.client()?, args.json).await }),
+        ClientCommand::Down(args) => block_on(async { down::run(target, args.json, daemon).await }),
+        ClientCommand::Reload(args) => block_on(async { down::reload(&target.client()?, args.json).await }),
+        ClientCommand::Config(ConfigCommand::Check { file }) => config::check(target, file.as_deref()),
+        ClientCommand::Dns(DnsCommand::Query(args)) => block_on(async { dns::run(target, args).await }),
+        ClientCommand::Completions { shell } => completions(*shell),
+        ClientCommand::Version(args) => block_on(async { version::run(&target.client()?, args.json).await }),
+    }
+}
+
+fn block_on(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::Runtime)?;
+    runtime.block_on(work)
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<Exit, Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "weft", &mut script);
+    output::print(&String::from_utf8_lossy(&script))?;
+    Ok(Exit::Ok)
+}
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@
 //! | [`net`] | addresses, MTU and routes of the link; our nftables table |
 //! | [`ebpf`] | the BPF programs, their pins, the per-peer accounting |
 //! | [`dns`] | names of the mesh, forwarding, the host resolver hook |
+//! | [`doctor`] | what this host offers of what Weft can use |
 //! | [`api`] | the only place that knows HTTP, gRPC and JSON |
 //! | [`config`] | `weft.toml`, composed of what each domain owns |
 //! | [`app`] | the composition root |
@@ -22,6 +23,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod dns;
+pub mod doctor;
 pub mod ebpf;
 pub mod foundation;
 pub mod model;

@@ -6,5 +6,7 @@ pub mod bpf;
 pub mod file;
 pub mod netns;
 pub mod peer;
+pub mod probe;
 pub mod rtnetlink;
 pub mod tc;
+pub mod terminal;

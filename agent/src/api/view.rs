@@ -29,7 +29,7 @@ pub fn status(sources: &Sources) -> proto::Status {
     let network = network_status(&sources.net.borrow());
     let firewall = firewall_status(&sources.firewall.borrow());
     let accounting = accounting_status(&sources.accounting.borrow());
-    let dns = dns_status(&sources.dns.borrow());
+    let dns = dns_status(&model, &sources.dns.borrow());
     let waiting_for: Vec<String> = sources.readiness.pending().into_iter().map(str::to_owned).collect();
     let problems = problems([
         ("wireguard", &wireguard.errors),
@@ -56,6 +56,13 @@ pub fn status(sources: &Sources) -> proto::Status {
         accounting: Some(accounting),
         dns: Some(dns),
     }
+}
+
+/// What keeps an agent from being ready: parts that have not come up, or no tunnel link. Empty: it is ready.
+pub fn not_ready(status: &proto::Status) -> Vec<String> {
+    let no_link = status.wireguard.as_ref().is_none_or(|wireguard| wireguard.link.is_none());
+    let link = no_link.then(|| "the tunnel link does not exist".to_owned());
+    status.waiting_for.iter().map(|part| format!("{part} has not come up yet")).chain(link).collect()
 }
 
 fn state(waiting_for: &[String], problems: &[String]) -> &'static str {
@@ -121,13 +128,14 @@ fn accounting_status(status: &ebpf::status::Status) -> proto::AccountingStatus {
     }
 }
 
-fn dns_status(status: &dns::status::Status) -> proto::DnsStatus {
+fn dns_status(model: &Model, status: &dns::status::Status) -> proto::DnsStatus {
     proto::DnsStatus {
         listening: status.listening.iter().map(ToString::to_string).collect(),
         names: as_u64(status.names),
         upstreams: status.upstreams.iter().map(ToString::to_string).collect(),
         hook: status.hook.clone(),
         errors: status.errors.clone(),
+        domain: model.domain.clone(),
     }
 }
 

@@ -24,7 +24,7 @@ use tokio::sync::Semaphore;
 use tower::ServiceExt as _;
 
 use super::error::{ApiError, ErrorCode};
-use super::{Sources, http};
+use super::{Sources, http, view};
 use crate::foundation::lifecycle::Stop;
 use crate::foundation::task::{self, Task};
 
@@ -69,9 +69,12 @@ pub struct Web {
 /// # Errors
 /// [`WebError`], naming the key.
 pub async fn bind(address: SocketAddr) -> Result<Bound, WebError> {
-    let listener = TcpListener::bind(address).await.map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => WebError::InUse { address, source },
-        _ => WebError::Listen { address, source },
+    let listener = TcpListener::bind(address).await.map_err(|source| {
+        if source.kind() == io::ErrorKind::AddrInUse {
+            WebError::InUse { address, source }
+        } else {
+            WebError::Listen { address, source }
+        }
     })?;
     let address = listener.local_addr().map_err(|source| WebError::Listen { address, source })?;
     Ok(Bound { listener, address })
@@ -139,11 +142,11 @@ async fn live() -> Response {
 }
 
 async fn ready(State(sources): State<Arc<Sources>>) -> Response {
-    let waiting_for = sources.readiness.pending();
-    if waiting_for.is_empty() {
+    let reasons = view::not_ready(&view::status(&sources));
+    if reasons.is_empty() {
         return http::json(None, &serde_json::json!({ "status": "ready" }));
     }
-    let mut response = http::json(None, &serde_json::json!({ "status": "starting", "waiting_for": waiting_for }));
+    let mut response = http::json(None, &serde_json::json!({ "status": "not ready", "reasons": reasons }));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     response
 }

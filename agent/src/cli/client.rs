@@ -1,0 +1,154 @@
+//! The client of the control socket: HTTP/1.1 for single answers, gRPC for streams.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode, header};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Limited};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+use weft_proto::weft::v1::agent_client::AgentClient;
+
+use super::Exit;
+use crate::api::control;
+use crate::api::error::{ApiError, ErrorCode};
+use crate::foundation::task;
+
+/// No answer is larger: 10,000 peers are about 8 MB of JSON.
+const LARGEST_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+
+/// Why the agent could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClientError {
+    #[error(
+        "no agent answers at {}: start it with `systemctl start weft` or `weft agent`; an agent with another \
+         configuration is found with --config or --run-dir", .0.display()
+    )]
+    NotRunning(PathBuf),
+    #[error("{} may not be used by this user: become root, or join group weft and log in again", .0.display())]
+    Denied(PathBuf),
+    #[error("failed to connect to {}", path.display())]
+    Connect {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("failed to ask the agent for {what}")]
+    Exchange {
+        what: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("the agent's answer to {what} is not what this version of weft reads")]
+    Answer {
+        what: String,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("the agent refused: {0}")]
+    Refused(ApiError),
+    #[error("the stream from the agent broke off")]
+    Stream(#[source] Box<tonic::Status>),
+}
+
+impl ClientError {
+    pub(super) fn exit(&self) -> Exit {
+        match self {
+            Self::NotRunning(_) => Exit::NotRunning,
+            Self::Refused(error) => Exit::from_code(error.code.mapping().exit),
+            Self::Denied(_) | Self::Connect { .. } | Self::Exchange { .. } | Self::Answer { .. } | Self::Stream(_) => {
+                Exit::Failed
+            }
+        }
+    }
+}
+
+/// What a command answers.
+#[derive(Debug, Deserialize, serde::Serialize)]
+pub(super) struct Done {
+    pub(super) schema: u32,
+    pub(super) done: Vec<String>,
+}
+
+/// One agent, by its socket.
+#[derive(Debug, Clone)]
+pub(super) struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// The agent that has `run_dir`.
+    pub(super) fn new(run_dir: &Path) -> Self {
+        Self { socket: control::path(run_dir) }
+    }
+
+    /// The answer to `GET path`.
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.ask(Method::GET, path).await
+    }
+
+    /// Has a command carried out and waits for it.
+    pub(super) async fn command(&self, path: &str) -> Result<Done, ClientError> {
+        self.ask(Method::POST, path).await
+    }
+
+    /// A gRPC client over the socket.
+    pub(super) async fn grpc(&self) -> Result<AgentClient<Channel>, ClientError> {
+        // Connected once by hand first: tonic buries the cause.
+        drop(self.connect().await?);
+        let socket = self.socket.clone();
+        let connector = tower::service_fn(move |_uri| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        let failed = |source: tonic::transport::Error| ClientError::Exchange {
+            what: "a stream".to_owned(),
+            source: source.into(),
+        };
+        let channel = Endpoint::from_static("http://weft").connect_with_connector(connector).await.map_err(failed)?;
+        Ok(AgentClient::new(channel).max_decoding_message_size(LARGEST_ANSWER_BYTES))
+    }
+
+    async fn connect(&self) -> Result<UnixStream, ClientError> {
+        let path = self.socket.clone();
+        match UnixStream::connect(&path).await {
+            Ok(stream) => Ok(stream),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ClientError::NotRunning(path)),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(ClientError::NotRunning(path)),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(ClientError::Denied(path)),
+            Err(source) => Err(ClientError::Connect { path, source }),
+        }
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, ClientError> {
+        let what = path.trim_start_matches('/').to_owned();
+        let stream = self.connect().await?;
+        let (status, body) = exchange(stream, method, path)
+            .await
+            .map_err(|source| ClientError::Exchange { what: what.clone(), source })?;
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(|source| ClientError::Answer { what, source });
+        }
+        Err(ClientError::Refused(serde_json::from_slice(&body).unwrap_or_else(|_not_ours| {
+            ApiError::new(ErrorCode::Failed, format!("{what}: HTTP {status}: {}", String::from_utf8_lossy(&body)))
+        })))
+    }
+}
+
+type Boxed = Box<dyn std::error::Error + Send + Sync>;
+
+async fn exchange(stream: UnixStream, method: Method, path: &str) -> Result<(StatusCode, Bytes), Boxed> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // An error of the connection arrives at the request too.
+    let _connection = task::spawn("http", async move { connection.await.ok() });
+    let request = Request::builder().method(method).uri(path).header(header::HOST, "weft").body(Body::empty())?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), LARGEST_ANSWER_BYTES).collect().await?.to_bytes();
+    Ok((status, body))
+}

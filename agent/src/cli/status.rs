@@ -1,0 +1,205 @@
+//! `weft status`.
+
+use std::fmt::Write as _;
+
+use weft_proto::weft::v1 as proto;
+
+use super::client::{Client, ClientError};
+use super::output::{self, Style, Tone};
+use super::{Check, Exit, Failure, StatusArgs};
+use crate::api::view;
+
+pub(super) async fn run(client: &Client, args: &StatusArgs) -> Result<Exit, Failure> {
+    if args.watch {
+        return watch(client, args.json).await;
+    }
+    let status: proto::Status = client.get("/status").await?;
+    match args.check {
+        Some(check) => report_check(&status, check, args.json),
+        None => {
+            print(&status, args.json)?;
+            Ok(overall(&status))
+        }
+    }
+}
+
+async fn watch(client: &Client, json: bool) -> Result<Exit, Failure> {
+    let failed = |status| ClientError::Stream(Box::new(status));
+    let mut stream =
+        client.grpc().await?.watch_status(proto::WatchStatusRequest {}).await.map_err(failed)?.into_inner();
+    let mut exit = Exit::Ok;
+    while let Some(status) = stream.message().await.map_err(failed)? {
+        exit = overall(&status);
+        if json {
+            output::print_json_line(&status)?;
+        } else {
+            output::print(&format!("{}\n", render(&status, Style::of_stdout())))?;
+        }
+    }
+    output::complain("the agent stopped\n");
+    Ok(exit)
+}
+
+fn print(status: &proto::Status, json: bool) -> std::io::Result<()> {
+    if json { output::print_json(status) } else { output::print(&render(status, Style::of_stdout())) }
+}
+
+fn overall(status: &proto::Status) -> Exit {
+    if status.state == "ready" { Exit::Ok } else { Exit::Degraded }
+}
+
+fn report_check(status: &proto::Status, check: Check, json: bool) -> Result<Exit, Failure> {
+    let reasons = match check {
+        // It answered.
+        Check::Live => Vec::new(),
+        Check::Startup => status.waiting_for.iter().map(|part| format!("{part} has not come up yet")).collect(),
+        Check::Ready => view::not_ready(status),
+    };
+    let ok = reasons.is_empty();
+    if json {
+        let answer = serde_json::json!({ "schema": view::SCHEMA, "check": check.name(), "ok": ok, "reasons": reasons });
+        output::print_json(&answer)?;
+    } else if ok {
+        output::print("ok\n")?;
+    } else {
+        output::print(&reasons.iter().fold(String::new(), |text, reason| text + reason + "\n"))?;
+    }
+    Ok(if ok { Exit::Ok } else { Exit::Degraded })
+}
+
+/// The status as text.
+fn render(status: &proto::Status, style: Style) -> String {
+    let mut text = headline(status, style);
+    text.push_str(&output::fields(style, &fields(status)));
+    for (title, tone, lines) in [
+        ("waiting for", Tone::Warning, &status.waiting_for),
+        ("problems", Tone::Bad, &status.problems),
+        ("fallbacks", Tone::Warning, &status.fallbacks),
+    ] {
+        if !lines.is_empty() {
+            writeln!(text, "\n{}", style.paint(tone, title)).expect(INTO_STRING);
+        }
+        for line in lines {
+            writeln!(text, "  {line}").expect(INTO_STRING);
+        }
+    }
+    text
+}
+
+const INTO_STRING: &str = "writing to a String cannot fail";
+
+fn headline(status: &proto::Status, style: Style) -> String {
+    let tone = match status.state.as_str() {
+        "ready" => Tone::Good,
+        "starting" => Tone::Warning,
+        _ => Tone::Bad,
+    };
+    format!(
+        "{} is {}, up {} (weft {}, instance {}, pid {})\n\n",
+        style.paint(Tone::Heading, &status.node),
+        style.paint(tone, &status.state),
+        output::seconds(status.uptime_seconds),
+        status.version,
+        status.instance,
+        status.pid,
+    )
+}
+
+fn fields(status: &proto::Status) -> Vec<(&'static str, String)> {
+    let wireguard = status.wireguard.clone().unwrap_or_default();
+    let network = status.network.clone().unwrap_or_default();
+    let firewall = status.firewall.clone().unwrap_or_default();
+    let accounting = status.accounting.clone().unwrap_or_default();
+    let dns = status.dns.clone().unwrap_or_default();
+    vec![
+        ("link", link(&wireguard, &network)),
+        ("public key", wireguard.public_key),
+        ("addresses", wireguard.addresses.join(", ")),
+        ("listens on", wireguard.listen_port.map_or_else(|| "no port".to_owned(), |port| format!("UDP port {port}"))),
+        ("peers", wireguard.peers.to_string()),
+        ("routes", network.routes.to_string()),
+        ("firewall", firewall.table.map(|table| format!("table {table}")).unwrap_or_default()),
+        ("accounting", counted(&accounting)),
+        ("DNS", dns_line(&dns)),
+    ]
+}
+
+fn link(wireguard: &proto::WireguardStatus, network: &proto::NetworkStatus) -> String {
+    let (Some(link), Some(backend)) = (&wireguard.link, &wireguard.backend) else {
+        return "none yet".to_owned();
+    };
+    let backend = if backend == "kernel" { "the kernel's WireGuard" } else { "embedded userspace WireGuard" };
+    let mtu = network.mtu.map(|mtu| format!(", MTU {mtu}")).unwrap_or_default();
+    format!("{link}, {backend}{mtu}")
+}
+
+fn counted(accounting: &proto::AccountingStatus) -> String {
+    match &accounting.hook {
+        None => "nothing is counted".to_owned(),
+        Some(hook) => format!("eBPF on {hook}, {} peers, {} prefixes", accounting.peers, accounting.prefixes),
+    }
+}
+
+fn dns_line(dns: &proto::DnsStatus) -> String {
+    if dns.listening.is_empty() {
+        return "does not answer".to_owned();
+    }
+    let hook = dns.hook.as_ref().map(|hook| format!("; the host asks it by {hook}")).unwrap_or_default();
+    let upstreams = if dns.upstreams.is_empty() { "none".to_owned() } else { dns.upstreams.join(", ") };
+    format!("{} on {}; {} names; upstream {upstreams}{hook}", dns.domain, dns.listening.join(", "), dns.names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> proto::Status {
+        proto::Status {
+            schema: 1,
+            node: "alpha".to_owned(),
+            instance: "default".to_owned(),
+            version: "0.1.0".to_owned(),
+            pid: 42,
+            uptime_seconds: 3720,
+            state: "degraded".to_owned(),
+            problems: vec!["dns: dns.listen 127.0.3.3:53 is in use".to_owned()],
+            wireguard: Some(proto::WireguardStatus {
+                link: Some("weft0".to_owned()),
+                backend: Some("userspace".to_owned()),
+                listen_port: Some(51820),
+                public_key: "KEY=".to_owned(),
+                addresses: vec!["10.80.0.1/24".to_owned()],
+                peers: 2,
+                ..Default::default()
+            }),
+            network: Some(proto::NetworkStatus { mtu: Some(1420), routes: 2, ..Default::default() }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_text_names_the_state_the_link_and_every_problem() {
+        let expected = "\
+alpha is degraded, up 1 h 2 min (weft 0.1.0, instance default, pid 42)
+
+link        weft0, embedded userspace WireGuard, MTU 1420
+public key  KEY=
+addresses   10.80.0.1/24
+listens on  UDP port 51820
+peers       2
+routes      2
+accounting  nothing is counted
+DNS         does not answer
+
+problems
+  dns: dns.listen 127.0.3.3:53 is in use
+";
+        assert_eq!(render(&status(), Style::Plain), expected);
+    }
+
+    #[test]
+    fn a_degraded_agent_has_its_own_exit_code() {
+        assert_eq!(overall(&status()), Exit::Degraded);
+        assert_eq!(overall(&proto::Status { state: "ready".to_owned(), ..status() }), Exit::Ok);
+    }
+}
