@@ -9,6 +9,7 @@
 pub mod config;
 pub mod device;
 pub mod figures;
+pub mod import;
 pub mod key_file;
 mod metrics;
 pub mod plan;
