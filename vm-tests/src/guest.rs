@@ -3,11 +3,14 @@
 //! In: names on the kernel's command line. Out: a verdict for each, on the second serial port, then QEMU's exit status.
 //! The scenarios work the agent from outside, as an operator does: command line, files, and the tools of the distribution.
 
+mod figures;
 mod lab;
 mod machine;
 pub(crate) mod report;
 pub(crate) mod scenario;
+mod stream;
 mod sys;
+mod trace;
 
 use std::time::Instant;
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -42,6 +42,7 @@ pub fn weft_binary() -> Result<PathBuf> {
 pub struct PeerTable {
     pub name: String,
     pub public_key: String,
+    pub preshared_key_file: Option<PathBuf>,
     pub endpoint: Option<String>,
     pub allowed_ips: Vec<String>,
     pub persistent_keepalive: Option<u16>,
@@ -80,6 +81,13 @@ impl Settings {
             web: true,
             dns: true,
         })
+    }
+
+    /// These keys instead of new ones.
+    #[must_use]
+    pub fn with_keys(mut self, keys: KeyPair) -> Self {
+        self.keys = keys;
+        self
     }
 
     /// Another binary than [`weft_binary`].
@@ -160,6 +168,9 @@ fn render_peer(text: &mut String, peer: &PeerTable) {
     let fixed = "writing to a String cannot fail";
     writeln!(text, "[[peer]]\nname = {:?}\npublic_key = {:?}", peer.name, peer.public_key).expect(fixed);
     writeln!(text, "allowed_ips = {:?}", peer.allowed_ips).expect(fixed);
+    if let Some(file) = &peer.preshared_key_file {
+        writeln!(text, "preshared_key_file = {file:?}").expect(fixed);
+    }
     if let Some(endpoint) = &peer.endpoint {
         writeln!(text, "endpoint = {endpoint:?}").expect(fixed);
     }
@@ -221,7 +232,23 @@ impl<'a> TestAgent<'a> {
     /// # Errors
     /// The program could not be started.
     pub fn launch(&mut self) -> Result<()> {
-        let mut command = self.host.command(&self.binary);
+        let command = self.host.command(&self.binary);
+        self.spawn(command)
+    }
+
+    /// Starts the process under another program, such as `strace`, and returns at once. That program must replace itself
+    /// with the agent: its process id is taken for the agent's.
+    ///
+    /// # Errors
+    /// The program could not be started.
+    pub fn launch_under(&mut self, wrapper: &[&str]) -> Result<()> {
+        let (program, args) = wrapper.split_first().context("no program to start the agent under")?;
+        let mut command = self.host.command(program);
+        command.args(args).arg(&self.binary);
+        self.spawn(command)
+    }
+
+    fn spawn(&mut self, mut command: Command) -> Result<()> {
         command.args(["agent", "--config"]).arg(self.config_file());
         self.process = Some(Process::spawn(&self.settings.node, command)?);
         Ok(())

@@ -1,30 +1,110 @@
-//! Two hosts side by side: network namespaces joined by a veth pair, `alpha` and `beta`.
+//! The hosts of a scenario: network namespaces on one underlay, each with an agent, all reaching all.
+//!
+//! `alpha` is host 0, `beta` 1, `gamma` 2. A host's addresses carry its number, see [`UNDERLAY`], [`INNER`], [`INNER6`].
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use integration_tests::agent::{PeerTable, Settings, TestAgent};
+use integration_tests::key::KeyPair;
 use integration_tests::netns::{NetNs, veth};
+use integration_tests::wait::eventually;
+use serde_json::Value;
 
-/// The underlay addresses (RFC 5737, RFC 3849).
-pub(crate) const UNDERLAY: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
-const UNDERLAY6: [&str; 2] = ["2001:db8::1", "2001:db8::2"];
+/// Names of the hosts, which are the names of their agents.
+pub(crate) const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
+/// The underlay addresses (RFC 5737). Alpha has a link to each of the others: only what touches alpha travels.
+pub(crate) const UNDERLAY: [&str; 3] = ["192.0.2.1", "192.0.2.2", "192.0.2.3"];
+/// The addresses in the tunnel.
+pub(crate) const INNER: [&str; 3] = ["10.80.0.1", "10.80.0.2", "10.80.0.3"];
+/// The same for IPv6.
+pub(crate) const INNER6: [&str; 3] = ["fd80::1", "fd80::2", "fd80::3"];
 
-/// First packets take up to a hundred milliseconds under emulation, handshakes several times that.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// First packets take up to a hundred milliseconds under emulation, handshakes several times that, and a busy host
+/// stretches both.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The two hosts.
+/// The hosts.
 #[derive(Debug)]
 pub(crate) struct Lab {
-    pub(crate) alpha: NetNs,
-    pub(crate) beta: NetNs,
+    hosts: Vec<NetNs>,
 }
 
 impl Lab {
-    pub(crate) fn new() -> Result<Self> {
-        let lab = Self { alpha: NetNs::new()?, beta: NetNs::new()? };
-        let addresses = |at: usize| [format!("{}/24", UNDERLAY[at]), format!("{}/64", UNDERLAY6[at])];
-        let [alpha, beta] = [addresses(0), addresses(1)];
-        veth((&lab.alpha, "eth0", &[&alpha[0], &alpha[1]]), (&lab.beta, "eth0", &[&beta[0], &beta[1]]))?;
-        Ok(lab)
+    /// Alpha and `others` more, each joined to alpha by a veth pair.
+    pub(crate) fn new(others: usize) -> Result<Self> {
+        let alpha = NetNs::new()?;
+        let mut hosts = Vec::new();
+        for (at, address) in UNDERLAY.iter().enumerate().take(others + 1).skip(1) {
+            let host = NetNs::new()?;
+            let link = format!("eth{at}");
+            let [near, far] = [format!("{}/32", UNDERLAY[0]), format!("{address}/32")];
+            veth((&alpha, &link, &[&near]), (&host, "eth0", &[&far]))?;
+            // Host routes, so that several links can share alpha's address.
+            alpha.run(&["ip", "route", "add", address, "dev", &link])?;
+            host.run(&["ip", "route", "add", UNDERLAY[0], "dev", "eth0"])?;
+            hosts.push(host);
+        }
+        hosts.insert(0, alpha);
+        Ok(Self { hosts })
     }
+
+    pub(crate) fn host(&self, at: usize) -> &NetNs {
+        &self.hosts[at]
+    }
+
+    /// Settings for the agents of all hosts: alpha has every other host as a peer, each of those has alpha.
+    pub(crate) fn settings(&self) -> Result<Vec<Settings>> {
+        let keys: Vec<_> = self.hosts.iter().map(|_| KeyPair::generate()).collect::<Result<_>>()?;
+        let mut all = Vec::new();
+        for at in 0..self.hosts.len() {
+            let peers = if at == 0 { 1..self.hosts.len() } else { 0..1 };
+            all.push(peers.fold(node(at, &keys[at])?, |node, other| node.peer(peer(other, &keys[other]))));
+        }
+        Ok(all)
+    }
+
+    /// An agent on each host, ready, all of them reached from alpha once.
+    pub(crate) fn agents(&self) -> Result<Vec<TestAgent<'_>>> {
+        let mut agents = Vec::new();
+        for (host, settings) in self.hosts.iter().zip(self.settings()?) {
+            agents.push(TestAgent::start(host, settings)?);
+        }
+        for address in &INNER[1..self.hosts.len()] {
+            reach(self.host(0), address)?;
+        }
+        Ok(agents)
+    }
+}
+
+/// Settings for the agent of host `at`, without peers.
+pub(crate) fn node(at: usize, keys: &KeyPair) -> Result<Settings> {
+    let addresses = [format!("{}/24", INNER[at]), format!("{}/64", INNER6[at])];
+    Ok(Settings::new(NAMES[at])?.with_keys(keys.clone()).addresses(&[&addresses[0], &addresses[1]]))
+}
+
+/// The `[[peer]]` table that leads to host `at`.
+pub(crate) fn peer(at: usize, keys: &KeyPair) -> PeerTable {
+    PeerTable {
+        name: NAMES[at].to_owned(),
+        public_key: keys.public.clone(),
+        endpoint: Some(format!("{}:51820", UNDERLAY[at])),
+        allowed_ips: vec![format!("{}/32", INNER[at]), format!("{}/128", INNER6[at])],
+        ..PeerTable::default()
+    }
+}
+
+/// Waits until `address` answers.
+pub(crate) fn reach(from: &NetNs, address: &str) -> Result<()> {
+    eventually(PATIENCE, &format!("{address} answers"), || from.run(&["ping", "-c", "1", "-W", "1", address]).is_ok())
+}
+
+/// The value at a JSON pointer (RFC 6901) of what a command printed.
+pub(crate) fn at<'a>(document: &'a Value, pointer: &str) -> Result<&'a Value> {
+    document.pointer(pointer).with_context(|| format!("there is no {pointer} in {document}"))
+}
+
+/// The number at a JSON pointer.
+pub(crate) fn number(document: &Value, pointer: &str) -> Result<u64> {
+    at(document, pointer)?.as_u64().with_context(|| format!("{pointer} is not a whole number in {document}"))
 }

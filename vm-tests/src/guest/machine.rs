@@ -68,3 +68,13 @@ pub(crate) fn arguments() -> Result<Vec<String>> {
     let mut chosen = line.split_whitespace().filter_map(|word| word.strip_prefix("weft.scenarios="));
     Ok(chosen.next().unwrap_or_default().split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect())
 }
+
+/// The running kernel's release, `6.1.0-56-cloud-amd64`, as numbers: `(6, 1)`.
+pub(crate) fn kernel_version() -> Result<(u32, u32)> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => anyhow::bail!("the kernel release {:?} does not begin with two numbers", release.trim()),
+    }
+}

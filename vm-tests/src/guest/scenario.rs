@@ -1,12 +1,18 @@
 //! The table of scenarios, in the order they run: what the later ones build on comes first.
 
+mod adopt;
+mod change;
+mod down;
+mod hooks;
+mod kill;
 mod smoke;
+mod traffic;
 
 use anyhow::{Context as _, Result};
 
 use super::report::Report;
 
-/// Something a machine with kernel WireGuard must do.
+/// Something the agent must do on a machine with kernel WireGuard.
 #[derive(Debug)]
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
@@ -17,11 +23,46 @@ pub(crate) struct Scenario {
 }
 
 /// All of them.
-pub(crate) const ALL: &[Scenario] = &[Scenario {
-    name: "kernel-wireguard",
-    about: "two namespaces reach each other through kernel WireGuard set up by hand",
-    run: smoke::kernel_wireguard,
-}];
+pub(crate) const ALL: &[Scenario] = &[
+    Scenario {
+        name: "kernel-wireguard",
+        about: "two namespaces reach each other through kernel WireGuard set up by hand",
+        run: smoke::kernel_wireguard,
+    },
+    Scenario {
+        name: "facilities",
+        about: "the agent finds kernel WireGuard and the best hook of this kernel, in status and doctor",
+        run: hooks::facilities,
+    },
+    Scenario {
+        name: "traffic",
+        about: "two agents carry IPv4 and IPv6; bytes agree between iperf3, wg and weft peers",
+        run: traffic::traffic,
+    },
+    Scenario {
+        name: "hooks",
+        about: "tcx or clsact holds each program once, the same ones after restarts and a kill",
+        run: hooks::survive_restarts,
+    },
+    Scenario {
+        name: "kill",
+        about: "kill -9 under traffic loses no packet and no byte; the restarted agent writes nothing to the kernel",
+        run: kill::kill,
+    },
+    Scenario { name: "adopt", about: "a link made by hand with our key is taken over under traffic", run: adopt::ours },
+    Scenario { name: "foreign", about: "a link of somebody else is named and left alone", run: adopt::foreign },
+    Scenario {
+        name: "move",
+        about: "an allowed IP moves between peers without losing a packet",
+        run: change::allowed_ip,
+    },
+    Scenario {
+        name: "keys",
+        about: "a new preshared key loses no packet; a new private key keeps the link, its peers and their counters",
+        run: change::keys,
+    },
+    Scenario { name: "down", about: "weft down takes away what the agent made and nothing else", run: down::down },
+];
 
 /// The scenarios with these names; all if there are none.
 pub(crate) fn select(names: &[String]) -> Result<Vec<&'static Scenario>> {

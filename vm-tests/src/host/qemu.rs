@@ -19,6 +19,9 @@ use crate::guest::report::Exit;
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on init_on_alloc=0 no_timer_check \
      cryptomgr.notests initcall_blacklist=jent_mod_init,crypto_kdf108_init,init_encrypted,load_system_certificate_list";
 
+/// What the kernel does not know it hands to `/init` as environment.
+const ENVIRONMENT: &str = "PATH=/bin:/sbin";
+
 /// A guest to be run.
 #[derive(Debug)]
 pub(crate) struct Guest<'a> {
@@ -78,11 +81,13 @@ impl Guest<'_> {
         };
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-        command.args(["-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "qemu64,+rdrand"]);
+        // One thread for both processors: with a thread each, a processor now and then meets the breakpoint of a code patch
+        // the other has finished, and the kernel panics ("Oops: int3").
+        command.args(["-machine", "pc", "-accel", "tcg,thread=single", "-cpu", "qemu64,+rdrand"]);
         command.args(["-smp", "2", "-m", "1024", "-nodefaults", "-no-user-config", "-display", "none"]);
         command.args(["-no-reboot", "-monitor", "none", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
         command.arg("-kernel").arg(&self.kernel.vmlinux).arg("-initrd").arg(self.initramfs);
-        command.args(["-append", &format!("{KERNEL_ARGUMENTS} {clock} {}", self.arguments)]);
+        command.args(["-append", &format!("{KERNEL_ARGUMENTS} {clock} {ENVIRONMENT} {}", self.arguments)]);
         command.args(["-serial", &format!("file:{}", self.console.display()), "-serial", "stdio"]);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         command

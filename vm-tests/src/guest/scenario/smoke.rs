@@ -16,15 +16,15 @@ const INNER: [&str; 2] = ["10.99.0.1", "10.99.0.2"];
 pub(super) fn kernel_wireguard(report: &mut Report) -> Result<()> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     report.note(format_args!("kernel {}", release.trim()));
-    let lab = Lab::new()?;
+    let lab = Lab::new(1)?;
     let keys = [KeyPair::generate()?, KeyPair::generate()?];
-    for (at, host) in [&lab.alpha, &lab.beta].into_iter().enumerate() {
+    for (at, host) in [lab.host(0), lab.host(1)].into_iter().enumerate() {
         tunnel(host, &keys[at].private, INNER[at], &keys[1 - at].public, INNER[1 - at], UNDERLAY[1 - at])?;
     }
     eventually(PATIENCE, "beta answers through the tunnel", || {
-        lab.alpha.run(&["ping", "-c", "1", "-W", "1", INNER[1]]).is_ok()
+        lab.host(0).run(&["ping", "-c", "1", "-W", "1", INNER[1]]).is_ok()
     })?;
-    let handshakes = lab.alpha.run(&["wg", "show", "wg0", "latest-handshakes"])?;
+    let handshakes = lab.host(0).run(&["wg", "show", "wg0", "latest-handshakes"])?;
     let at = handshakes.split_whitespace().nth(1).context("wg shows no peer")?;
     ensure!(at != "0", "a packet came through, but wg shows no handshake");
     Ok(())
