@@ -4,7 +4,7 @@
 //! With `CI=true` a test that would skip itself fails.
 
 use std::io::{BufRead as _, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -90,8 +90,10 @@ fn build() -> Result<String> {
 fn run_guests(arguments: &[String]) -> Result<String> {
     let mut command = repo::cargo(&["run", "--quiet", "--package", "vm-tests", "--"]);
     command.args(arguments);
-    let lines = stream(&mut command)?;
-    Ok(lines.last().cloned().unwrap_or_default())
+    let (lines, status) = stream(&mut command)?;
+    let last = lines.last().cloned().unwrap_or_default();
+    ensure!(status.success(), "{last}");
+    Ok(last)
 }
 
 fn cargo_test(strict: bool, filter: Option<&str>) -> Result<String> {
@@ -102,11 +104,20 @@ fn cargo_test(strict: bool, filter: Option<&str>) -> Result<String> {
     } else if !repo::is_root() {
         println!("not root: the tests that need network namespaces will skip themselves");
     }
-    let lines = stream(&mut command)?;
+    let (lines, status) = stream(&mut command)?;
     let passed = total(&lines, "passed");
+    let failed = failed(&lines);
+    // Without a name of a test it was the compiler that failed.
+    ensure!(status.success() || !failed.is_empty(), "`cargo test` ended with {status}; its messages are above");
+    ensure!(failed.is_empty(), "{passed} passed, {} failed: {}", failed.len(), failed.join(" "));
     // A filter that matches nothing is a typing error, not a success.
     ensure!(filter.is_none() || passed > 0, "no test has {:?} in its name", filter.unwrap_or_default());
-    Ok(format!("{passed} passed, {} failed", total(&lines, "failed")))
+    Ok(format!("{passed} passed, 0 failed"))
+}
+
+/// The tests that failed, by name.
+fn failed(lines: &[String]) -> Vec<&str> {
+    lines.iter().filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED")).collect()
 }
 
 /// Sums what the `test result:` lines say about `what`.
@@ -116,8 +127,8 @@ fn total(lines: &[String], what: &str) -> u64 {
     fields.filter_map(|field| field.trim().strip_suffix(what)?.trim().parse::<u64>().ok()).sum()
 }
 
-/// Runs a command, shows its standard output while it runs, and returns the lines of it.
-fn stream(command: &mut Command) -> Result<Vec<String>> {
+/// Runs a command, shows its standard output while it runs, and returns the lines of it and how the command ended.
+fn stream(command: &mut Command) -> Result<(Vec<String>, ExitStatus)> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
@@ -129,9 +140,7 @@ fn stream(command: &mut Command) -> Result<Vec<String>> {
         println!("{line}");
         lines.push(line);
     }
-    let status = child.wait()?;
-    ensure!(status.success(), "{} ended with {status}", repo::describe(command));
-    Ok(lines)
+    Ok((lines, child.wait()?))
 }
 
 fn done(result: Result<()>) -> Result<String> {
@@ -188,13 +197,14 @@ mod tests {
     #[test]
     fn totals_are_summed_over_all_test_programs() {
         let lines = [
-            "test a ... ok",
+            "test agent::a ... ok",
+            "test agent::b ... FAILED",
             "test result: ok. 6 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.13s",
             "test result: FAILED. 10 passed; 2 failed; 0 ignored; 0 measured; 3 filtered out; finished in 1.00s",
         ]
         .map(str::to_owned);
         assert_eq!(total(&lines, "passed"), 16);
-        assert_eq!(total(&lines, "failed"), 2);
+        assert_eq!(failed(&lines), ["agent::b"]);
     }
 
     #[test]
