@@ -43,6 +43,8 @@ enum Verb {
     Fix,
     /// Check the structure rules of STYLE.md.
     Tidy,
+    /// Build the BPF object from `agent-ebpf`, or check the committed one.
+    Ebpf(ebpf::Args),
     /// Measure the budgets against their alternatives.
     Bench(bench::Arguments),
     /// Boot the guests and run their scenarios.
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Verb::Verify => test::verify(),
         Verb::Fix => test::fix(),
         Verb::Tidy => tidy::run(),
+        Verb::Ebpf(arguments) => ebpf::run(arguments.check),
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::VmTest(arguments) => test::vm(&arguments),
         Verb::Dist => dist::run(),

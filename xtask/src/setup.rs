@@ -13,7 +13,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 
-use self::packages::{Group, PACKAGES, Package};
+use self::packages::{Group, Package};
 use crate::repo;
 
 #[derive(Debug, Args)]
@@ -56,8 +56,8 @@ pub(crate) fn for_test() -> Result<()> {
     install(&missing(&[Group::Build, Group::Run, Group::Test])?)
 }
 
-fn missing(groups: &[Group]) -> Result<Vec<&'static Package>> {
-    let wanted: Vec<&Package> = PACKAGES.iter().filter(|package| groups.contains(&package.group)).collect();
+fn missing(groups: &[Group]) -> Result<Vec<Package>> {
+    let wanted = packages::of(groups);
     if !Path::new("/usr/bin/dpkg-query").exists() {
         let lacking: Vec<&str> = wanted.iter().filter(|p| !p.has_program()).map(|p| p.name).collect();
         ensure!(
@@ -76,7 +76,7 @@ fn installed() -> Result<Vec<String>> {
     Ok(listing.lines().filter_map(|line| line.strip_prefix("installed ")).map(str::to_owned).collect())
 }
 
-fn install(missing: &[&Package]) -> Result<()> {
+fn install(missing: &[Package]) -> Result<()> {
     let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
     if names.is_empty() {
         println!("setup: every package is installed");

@@ -3,6 +3,7 @@
 use clap::ValueEnum;
 
 use super::which;
+use crate::ebpf;
 
 /// What a package is needed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -17,11 +18,11 @@ pub(crate) enum Group {
     Ebpf,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Package {
     pub(crate) group: Group,
     pub(crate) name: &'static str,
-    /// A program it brings, to recognise it where there is no dpkg.
+    /// A program it brings, to recognise it where there is no dpkg; empty if it brings none.
     program: &'static str,
     pub(crate) why: &'static str,
     /// Units that it would start at boot.
@@ -38,7 +39,13 @@ const fn package(group: Group, name: &'static str, program: &'static str, why: &
     Package { group, name, program, why, services: &[] }
 }
 
-pub(crate) const PACKAGES: &[Package] = &[
+/// The packages of `groups`.
+pub(crate) fn of(groups: &[Group]) -> Vec<Package> {
+    let ebpf = ebpf::DEBIAN_PACKAGES.iter().map(|name| package(Group::Ebpf, name, "", "rebuilding the BPF object"));
+    PACKAGES.iter().cloned().chain(ebpf).filter(|package| groups.contains(&package.group)).collect()
+}
+
+const PACKAGES: &[Package] = &[
     package(Group::Build, "gcc", "gcc", "linker, and the C and assembly of aws-lc"),
     package(Group::Build, "libc6-dev", "gcc", "C headers"),
     package(Group::Build, "git", "git", "tidy asks it which files are ours"),

@@ -31,7 +31,7 @@ impl Quiet {
     }
 
     /// Gives the host its own policy back and keeps the new services from starting at boot.
-    pub(super) fn end(self, installed: &[&Package]) {
+    pub(super) fn end(self, installed: &[Package]) {
         let services: Vec<&str> = installed.iter().flat_map(|package| package.services).copied().collect();
         drop(self);
         if services.is_empty() || !Path::new("/run/systemd/system").exists() {

@@ -8,6 +8,8 @@ use super::{Finding, finding};
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 /// The BPF programs are a workspace of their own, with another target and toolchain.
 const OWN_WORKSPACE: &str = "agent-ebpf/Cargo.toml";
+/// Without the workspace's lints: nothing but generated code; shared with the workspace of the BPF programs.
+const OWN_LINTS: [&str; 2] = ["proto/Cargo.toml", "agent-ebpf/common/Cargo.toml"];
 
 pub(super) fn check(file: &str, text: &str) -> Result<Vec<Finding>> {
     let manifest: Table = text.parse()?;
@@ -16,7 +18,7 @@ pub(super) fn check(file: &str, text: &str) -> Result<Vec<Finding>> {
     }
     let mut findings = Vec::new();
     let inherits_lints = manifest.get("lints").and_then(|lints| lints.get("workspace")) == Some(&Value::Boolean(true));
-    if !inherits_lints {
+    if !inherits_lints && !OWN_LINTS.contains(&file) {
         findings.push(finding(file, 0, "`[lints] workspace = true` is missing"));
     }
     let targets = manifest.get("target").and_then(Value::as_table).into_iter().flatten();

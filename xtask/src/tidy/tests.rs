@@ -77,6 +77,7 @@ fn pure_files_may_pass_times_and_addresses_around() {
 fn a_module_without_a_header_is_refused() {
     let found = check("agent/src/net/link.rs", "use std::io;\n").expect("not a manifest");
     assert!(found.iter().any(|finding| finding.what.starts_with("a module begins with")), "{found:?}");
+    assert_eq!(check("agent/src/net/plan/tests.rs", "use super::*;\n").expect("not a manifest"), []);
 }
 
 #[test]
