@@ -1,7 +1,109 @@
-//! Names of the mesh.
+//! Names of the mesh: an authoritative server for the nodes, a forwarder for everything else, and the optional
+//! hook that points the host's own resolver here.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`wire`] | names and records in wire form |
+//! | [`zone`] | the model as names (pure) |
+//! | [`answer`] | query bytes to answer bytes, without upstreams or allocation (pure) |
+//! | [`metrics`] | what is counted |
+//! | [`upstream`] | forwarding, its cache, the host's own resolvers |
+//! | [`handler`] | the same answers over hickory-server's types, and the forwarded ones |
+//! | [`server`] | sockets, threads and connections |
+//!
+//! In: [`Settings`], the model, the link. Out: [`status::Status`] and answers. Invariants: a name of ours is never
+//! forwarded, strangers are never forwarded for, our own address is never our upstream, and a socket that cannot be
+//! had costs that socket only.
+//!
+//! `weft dns query` is an ordinary client: what it shows is what every program on the host gets.
 
-pub mod answer;
 pub mod config;
 pub mod status;
+
 pub mod wire;
 pub mod zone;
+
+pub mod answer;
+
+pub mod metrics;
+
+pub mod upstream;
+
+pub mod handler;
+
+pub mod server;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use self::config::Config;
+use self::metrics::Metrics;
+use self::server::{Server, ServerError};
+use self::status::Status;
+use self::upstream::host::HostFiles;
+use crate::foundation::lifecycle::{Blocker, Stop};
+use crate::foundation::metrics::Metrics as Registry;
+use crate::foundation::reconcile::{self, Trigger};
+use crate::foundation::task::Task;
+use crate::model::{Link, Model};
+
+/// What the domain needs to know before it starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    pub config: Config,
+    /// Where the backup of a replaced `/etc/resolv.conf` is kept.
+    pub state_dir: PathBuf,
+    /// `/` but in tests.
+    pub root: PathBuf,
+}
+
+impl Settings {
+    /// The settings of a host.
+    pub fn new(config: Config, state_dir: PathBuf) -> Self {
+        Self { config, state_dir, root: PathBuf::from("/") }
+    }
+
+    fn host_files(&self) -> HostFiles {
+        HostFiles {
+            resolv_conf: self.root.join("etc/resolv.conf"),
+            resolved: self.root.join("run/systemd/resolve/resolv.conf"),
+            backup: self.state_dir.join("resolv.conf.before"),
+        }
+    }
+}
+
+/// A running server; dropping it closes its sockets.
+#[derive(Debug)]
+pub struct Handle {
+    server: reconcile::Handle<Arc<Status>>,
+    _follow: Task,
+}
+
+impl Handle {
+    /// The state after the newest pass, and its changes.
+    pub fn status(&self) -> watch::Receiver<Arc<Status>> {
+        self.server.status()
+    }
+}
+
+/// Starts to answer. Sockets that cannot be bound show in the status and are tried again.
+///
+/// # Errors
+/// [`ServerError`]: a mesh domain that is no domain name.
+pub fn start(
+    settings: Settings,
+    model: watch::Receiver<Arc<Model>>,
+    _link: watch::Receiver<Option<Link>>,
+    metrics: &Registry,
+    readiness: Blocker,
+    stop: Stop,
+) -> Result<Handle, ServerError> {
+    let files = settings.host_files();
+    let server = Server::new(settings.config, files, model.clone(), Metrics::new(metrics), readiness)?;
+    let trigger = Trigger::default();
+    let follow = trigger.follow(model);
+    let server = reconcile::start(server, trigger, Arc::default(), stop);
+    Ok(Handle { server, _follow: follow })
+}

@@ -3,6 +3,7 @@
 //! A module here wraps a few kernel interfaces and knows no domain word.
 
 pub mod bpf;
+pub mod datagram;
 pub mod file;
 pub mod netns;
 pub mod peer;

@@ -15,7 +15,8 @@ pub const UDP_PAYLOAD: u16 = 1232;
 /// The largest UDP reply to a client without EDNS (RFC 1035 section 4.2.1).
 pub const PLAIN_PAYLOAD: u16 = 512;
 
-const HEADER: usize = 12;
+/// Bytes of a message's header.
+pub const HEADER: usize = 12;
 const OPT_SIZE: usize = 11;
 
 /// Response codes (RFC 1035 section 4.1.1, RFC 6891 section 9).
@@ -87,17 +88,38 @@ pub struct ClientEdns {
     pub dnssec_ok: bool,
 }
 
+/// What the first look at a message says.
+#[derive(Debug, Clone, Copy)]
+pub enum Gate<'q> {
+    Ignore,
+    /// The reply is a bare header with this code.
+    HeaderOnly(Rcode),
+    Question(Question<'q>),
+}
+
+/// Looks at a message: is it a query, and one that can be understood?
+pub fn gate(message: &[u8]) -> Gate<'_> {
+    if message.len() < HEADER || message[2] & 0x80 != 0 {
+        return Gate::Ignore;
+    }
+    let opcode = (message[2] >> 3) & 15;
+    if opcode != 0 {
+        return Gate::HeaderOnly(Rcode::NotImp);
+    }
+    read(message).map_or(Gate::HeaderOnly(Rcode::FormErr), Gate::Question)
+}
+
 /// Answers `query` into `output`, which must have room for [`UDP_PAYLOAD`] bytes over UDP and 65535 over TCP.
 pub fn answer(query: &[u8], zone: &Zone, transport: Transport, output: &mut [u8]) -> Outcome {
-    if query.len() < HEADER || query[2] & 0x80 != 0 {
-        return Outcome::Ignore;
-    }
-    let opcode = (query[2] >> 3) & 15;
-    if opcode != 0 {
-        return header_only(query, Rcode::NotImp, output);
-    }
-    let Some(question) = read(query) else { return header_only(query, Rcode::FormErr, output) };
-    let reply = Reply { query, question: &question, limit: limit(question.edns, transport) };
+    let question = match gate(query) {
+        Gate::Ignore => return Outcome::Ignore,
+        Gate::HeaderOnly(rcode) => {
+            output[..HEADER].copy_from_slice(&header_reply(query, rcode));
+            return Outcome::Reply { length: HEADER, rcode };
+        }
+        Gate::Question(question) => question,
+    };
+    let reply = Reply { query, question: &question, limit: question.limit(transport) };
     if question.edns.is_some_and(|edns| edns.version != 0) {
         return reply.empty(Rcode::BadVers, output);
     }
@@ -117,14 +139,24 @@ pub fn answer(query: &[u8], zone: &Zone, transport: Transport, output: &mut [u8]
     }
 }
 
-/// A reply without records to a query whose question is readable, such as a refusal decided by the caller.
+/// A reply without records that the caller decided on, to a query that [`gate`] let pass.
 pub fn refuse(query: &[u8], rcode: Rcode, transport: Transport, output: &mut [u8]) -> Outcome {
-    let Some(question) = read(query) else { return Outcome::Ignore };
-    Reply { query, question: &question, limit: limit(question.edns, transport) }.empty(rcode, output)
+    let Gate::Question(question) = gate(query) else { return Outcome::Ignore };
+    Reply { query, question: &question, limit: question.limit(transport) }.empty(rcode, output)
+}
+
+/// "Ask again over TCP", to a query that [`gate`] let pass; its header is that of the reply which was too large.
+pub fn truncate(query: &[u8], too_large: &[u8], output: &mut [u8]) -> Outcome {
+    let Gate::Question(question) = gate(query) else { return Outcome::Ignore };
+    let reply = Reply { query, question: &question, limit: question.limit(Transport::Udp) };
+    let outcome = reply.truncated(output);
+    output[2..4].copy_from_slice(&too_large[2..4]);
+    output[2] |= 2;
+    outcome
 }
 
 /// The question of a query with exactly one, no answers, and well-formed additional records; else `None`.
-pub fn read(query: &[u8]) -> Option<Question<'_>> {
+fn read(query: &[u8]) -> Option<Question<'_>> {
     let count = |at: usize| query.get(at..at + 2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
     if (count(4)?, count(6)?, count(8)?) != (1, 0, 0) {
         return None;
@@ -202,19 +234,23 @@ fn options_are_whole(mut options: &[u8]) -> bool {
     true
 }
 
-fn limit(edns: Option<ClientEdns>, transport: Transport) -> usize {
-    match (transport, edns) {
-        (Transport::Tcp, _) => usize::from(u16::MAX),
-        (Transport::Udp, Some(edns)) => usize::from(edns.payload.clamp(PLAIN_PAYLOAD, UDP_PAYLOAD)),
-        (Transport::Udp, None) => usize::from(PLAIN_PAYLOAD),
+impl Question<'_> {
+    /// The largest reply that the client takes.
+    pub fn limit(&self, transport: Transport) -> usize {
+        match (transport, self.edns) {
+            (Transport::Tcp, _) => usize::from(u16::MAX),
+            (Transport::Udp, Some(edns)) => usize::from(edns.payload.clamp(PLAIN_PAYLOAD, UDP_PAYLOAD)),
+            (Transport::Udp, None) => usize::from(PLAIN_PAYLOAD),
+        }
     }
 }
 
-fn header_only(query: &[u8], rcode: Rcode, output: &mut [u8]) -> Outcome {
-    output[..2].copy_from_slice(&query[..2]);
-    write_flags(query, Flags { authoritative: false, truncated: false, rcode }, output);
-    output[4..HEADER].fill(0);
-    Outcome::Reply { length: HEADER, rcode }
+/// A bare header as the reply to `query`, which has a whole header itself.
+pub fn header_reply(query: &[u8], rcode: Rcode) -> [u8; HEADER] {
+    let mut reply = [0; HEADER];
+    reply[..2].copy_from_slice(&query[..2]);
+    write_flags(query, Flags { authoritative: false, truncated: false, rcode }, &mut reply);
+    reply
 }
 
 struct Flags {
