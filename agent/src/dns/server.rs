@@ -67,12 +67,12 @@ impl ListenError {
             Origin::Configured => "dns.listen",
             Origin::Mesh => "dns.listen_on_mesh",
         };
-        let advice = match source.kind() {
-            io::ErrorKind::AddrInUse => "another server holds this address; stop it, or listen elsewhere".to_owned(),
-            io::ErrorKind::PermissionDenied => {
-                format!("port {} needs CAP_NET_BIND_SERVICE; grant it, or use a port from 1024", address.port())
-            }
-            _ => "the address cannot be listened on".to_owned(),
+        let advice = if source.kind() == io::ErrorKind::AddrInUse {
+            "another server holds this address; stop it, or listen elsewhere".to_owned()
+        } else if source.kind() == io::ErrorKind::PermissionDenied {
+            format!("port {} needs CAP_NET_BIND_SERVICE; grant it, or use a port from 1024", address.port())
+        } else {
+            "the address cannot be listened on".to_owned()
         };
         Self { key, address, protocol, advice, source }
     }

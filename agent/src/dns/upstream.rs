@@ -194,13 +194,9 @@ impl Forwarder {
             if let Some(index) = next {
                 asked.push(ask_one(&self.pools[index], index, request.clone()));
             }
-            let hedge = tokio::time::sleep(HEDGE);
-            tokio::pin!(hedge);
-            let answered = loop {
-                tokio::select! {
-                    answered = asked.next() => break answered,
-                    () = &mut hedge, if next.is_some() => break None,
-                }
+            let answered = tokio::select! {
+                answered = asked.next() => answered,
+                () = tokio::time::sleep(HEDGE), if next.is_some() => None,
             };
             match answered {
                 Some((index, Ok(result))) => {
@@ -307,11 +303,9 @@ fn into_found(result: Result<Message, NetError>, wanted: &Wanted, source: Source
             record.name = wanted.query.name().clone();
         }
     }
-    let rcode = match code {
-        ResponseCode::NoError => Rcode::NoError,
-        ResponseCode::NXDomain => Rcode::NxDomain,
-        _ => Rcode::ServFail,
-    };
+    // A code that is neither yes nor no says nothing about the name: the client hears that we failed to find out.
+    let known = [(ResponseCode::NoError, Rcode::NoError), (ResponseCode::NXDomain, Rcode::NxDomain)];
+    let rcode = known.iter().find(|(theirs, _)| *theirs == code).map_or(Rcode::ServFail, |(_, ours)| *ours);
     Ok(Found { rcode, answers, authorities, authentic, source })
 }
 

@@ -150,7 +150,7 @@ impl Control {
         // self: a header is 16, the larger of the two infos is 20.
         unsafe {
             let header = self.0.as_mut_ptr().cast::<libc::cmsghdr>();
-            (*header).cmsg_len = libc::CMSG_LEN(size) as usize;
+            (*header).cmsg_len = libc::CMSG_LEN(size) as _;
             (*header).cmsg_level = level;
             (*header).cmsg_type = kind;
             ptr::write_unaligned(libc::CMSG_DATA(header).cast(), info);
@@ -168,7 +168,7 @@ impl Control {
         unsafe {
             let header = self.0.as_ptr().cast::<libc::cmsghdr>();
             let data = libc::CMSG_DATA(header);
-            let data_length = ((*header).cmsg_len as usize).saturating_sub(size_of::<libc::cmsghdr>());
+            let data_length = (*header).cmsg_len.saturating_sub(size_of::<libc::cmsghdr>());
             match ((*header).cmsg_level, (*header).cmsg_type) {
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) if data_length >= size_of::<libc::in_pktinfo>() => {
                     let info: libc::in_pktinfo = ptr::read_unaligned(data.cast());
