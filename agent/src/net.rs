@@ -8,6 +8,7 @@
 
 pub mod config;
 mod down;
+pub mod firewall;
 mod interest;
 pub mod metrics;
 pub mod mtu;

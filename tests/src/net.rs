@@ -1,6 +1,7 @@
 //! Addresses, MTU and routes of the link against a real kernel. A veth stands for the tunnel link: to rtnetlink it is
 //! a link like any other, and it exists on every kernel.
 
+mod firewall;
 mod host;
 
 use std::time::Duration;

@@ -21,5 +21,12 @@ pub struct Status {
 pub struct FirewallStatus {
     /// Our table, when there is one.
     pub table: Option<String>,
+    /// Rules in it.
+    pub rules: usize,
+    /// Transactions the last pass made; 0 when everything was as wanted.
+    pub applied_steps: usize,
+    /// What failed or keeps the rules from working, each a full sentence that names the object and the fix.
     pub errors: Vec<String>,
+    /// What an operator should know though nothing is wrong: chains of others that may drop what we accept.
+    pub notices: Vec<String>,
 }

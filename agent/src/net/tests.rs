@@ -1,3 +1,5 @@
+//! The planner as a pure function, its properties over a faithful fake, and the pass over that fake.
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -14,10 +14,9 @@ use weft_agent::foundation::reconcile::Trigger;
 use weft_agent::model::key::PublicKey;
 use weft_agent::model::peer::Peer;
 use weft_agent::model::{Backend, Link, Model, Node};
-use weft_agent::net::config::{Config, Settings};
-use weft_agent::net::status::Status;
+use weft_agent::net::config::{Config, FirewallConfig, FirewallSettings, Settings};
+use weft_agent::net::status::{FirewallStatus, Status};
 use weft_agent::net::{self, Inputs};
-use weft_agent::sys::rtnetlink::Connection;
 use weft_agent::sys::rtnetlink::monitor::Monitor;
 
 /// How long a start may take.
@@ -91,49 +90,92 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// A running reconciler, on a thread inside the namespace; it ends with its guard and leaves everything in place.
-pub(super) struct Agent {
-    status: watch::Receiver<Arc<Status>>,
-    trigger: Trigger,
-    metrics: Metrics,
+/// Work on a thread inside the namespace; it ends with its guard and leaves everything in place.
+struct Inside {
     end: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Agent {
-    fn start(namespace: &NetNs, settings: Settings, model: Model) -> Self {
+impl Inside {
+    /// Runs `start` in a runtime inside and keeps the second value it returns until the guard drops.
+    fn start<T: Send + 'static, K>(namespace: &NetNs, start: impl FnOnce() -> (T, K) + Send + 'static) -> (T, Self) {
         let file = std::fs::File::open(namespace.path()).expect("the namespace has a name");
         let (ready_tx, ready) = std::sync::mpsc::channel();
-        let (end, ended) = oneshot::channel();
+        let (end, ended) = oneshot::channel::<()>();
         let thread = std::thread::spawn(move || {
             nix::sched::setns(&file, nix::sched::CloneFlags::CLONE_NEWNET).expect("root may enter");
             runtime().block_on(async {
-                let (metrics, shutdown) = (Metrics::default(), Shutdown::default());
-                let monitor = Monitor::start().expect("a netlink socket");
-                let name = "weft0".parse().expect("a name");
-                let info = Connection::open().expect("a netlink socket").link_by_name(&name).await;
-                let index = info.expect("links can be read").expect("weft0 is there").index;
-                let (_settings, settings) = watch::channel(Arc::new(settings));
-                let (_model, model) = watch::channel(Arc::new(model));
-                let (_link, link) = watch::channel(Some(Link { name, index, backend: Backend::Kernel }));
-                let inputs = Inputs { settings, model, link };
-                let handle = net::start(inputs, &metrics, &monitor, shutdown.stop()).expect("a netlink socket");
-                ready_tx.send((handle.status(), handle.trigger().clone(), metrics)).expect("the test waits");
+                let (outcome, _kept) = start();
+                ready_tx.send(outcome).expect("the test waits");
                 // An error means that the guard is gone, which is an end too.
                 drop(ended.await);
             });
         });
-        let (status, trigger, metrics) = ready.recv_timeout(SETTLED).expect("the reconciler starts");
-        Self { status, trigger, metrics, end: Some(end), thread: Some(thread) }
+        let outcome = ready.recv_timeout(SETTLED).expect("it starts");
+        (outcome, Self { end: Some(end), thread: Some(thread) })
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+/// The value of a metric without labels.
+fn metric(metrics: &Metrics, name: &str) -> u64 {
+    let text = runtime().block_on(metrics.scrape()).expect("metrics format");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.expect("the metric is there").parse().expect("a number")
+}
+
+/// Asks `status` until it is as wanted.
+fn until<S: Clone + std::fmt::Debug>(
+    status: &watch::Receiver<Arc<S>>,
+    deadline: Duration,
+    holds: impl Fn(&S) -> bool,
+) -> Arc<S> {
+    let found = eventually_some(deadline, "the status", || {
+        let status = status.borrow().clone();
+        holds(&status).then_some(status)
+    });
+    found.with_context(|| format!("the last was {:?}", status.borrow())).expect("the status is reached")
+}
+
+/// A running link reconciler.
+pub(super) struct Agent {
+    status: watch::Receiver<Arc<Status>>,
+    trigger: Trigger,
+    metrics: Metrics,
+    _inside: Inside,
+}
+
+impl Agent {
+    fn start(namespace: &NetNs, settings: Settings, model: Model) -> Self {
+        let metrics = Metrics::default();
+        let registered = metrics.clone();
+        let ((status, trigger), inside) = Inside::start(namespace, move || {
+            let shutdown = Shutdown::default();
+            let monitor = Monitor::start().expect("a netlink socket");
+            let index = nix::net::if_::if_nametoindex("weft0").expect("weft0 is there");
+            let name = "weft0".parse().expect("a name");
+            let (settings_tx, settings) = watch::channel(Arc::new(settings));
+            let (model_tx, model) = watch::channel(Arc::new(model));
+            let (link_tx, link) = watch::channel(Some(Link { name, index, backend: Backend::Kernel }));
+            let inputs = Inputs { settings, model, link };
+            let handle = net::start(inputs, &registered, &monitor, shutdown.stop()).expect("a netlink socket");
+            let outcome = (handle.status(), handle.trigger().clone());
+            (outcome, (handle, monitor, shutdown, settings_tx, model_tx, link_tx))
+        });
+        Self { status, trigger, metrics, _inside: inside }
     }
 
     /// Waits for a status.
     pub(super) fn until(&self, deadline: Duration, holds: impl Fn(&Status) -> bool) -> Arc<Status> {
-        let found = eventually_some(deadline, "the status", || {
-            let status = self.status.borrow().clone();
-            holds(&status).then_some(status)
-        });
-        found.with_context(|| format!("the last was {:?}", self.status.borrow())).expect("the status is reached")
+        until(&self.status, deadline, holds)
     }
 
     /// Causes `count` passes, one after the other.
@@ -145,19 +187,63 @@ impl Agent {
         }
     }
 
-    /// The value of a metric without labels.
     pub(super) fn metric(&self, name: &str) -> u64 {
-        let text = runtime().block_on(self.metrics.scrape()).expect("metrics format");
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.expect("the metric is there").parse().expect("a number")
+        metric(&self.metrics, name)
     }
 }
 
-impl Drop for Agent {
-    fn drop(&mut self) {
-        drop(self.end.take());
-        if let Some(thread) = self.thread.take() {
-            drop(thread.join());
-        }
+/// A running firewall reconciler.
+pub(super) struct Firewall {
+    settings: watch::Sender<Arc<FirewallSettings>>,
+    status: watch::Receiver<Arc<FirewallStatus>>,
+    trigger: Trigger,
+    metrics: Metrics,
+    _inside: Inside,
+}
+
+impl Firewall {
+    pub(super) fn start(namespace: &NetNs, asked: FirewallConfig) -> Self {
+        let metrics = Metrics::default();
+        let registered = metrics.clone();
+        let (settings, settings_rx) = watch::channel(Arc::new(firewall_settings(asked)));
+        let ((status, trigger), inside) = Inside::start(namespace, move || {
+            let shutdown = Shutdown::default();
+            let handle = net::firewall::start(settings_rx, &registered, shutdown.stop());
+            ((handle.status(), handle.trigger().clone()), (handle, shutdown))
+        });
+        Self { settings, status, trigger, metrics, _inside: inside }
     }
+
+    pub(super) fn ask(&self, asked: FirewallConfig) {
+        self.settings.send_replace(Arc::new(firewall_settings(asked)));
+    }
+
+    pub(super) fn until(&self, holds: impl Fn(&FirewallStatus) -> bool) -> Arc<FirewallStatus> {
+        until(&self.status, SETTLED, holds)
+    }
+
+    /// Causes one pass and waits for it.
+    pub(super) fn pass(&self) {
+        let before = self.metric("weft_firewall_passes_total");
+        self.trigger.fire();
+        eventually(SETTLED, "a pass", || self.metric("weft_firewall_passes_total") > before).expect("a pass runs");
+    }
+
+    pub(super) fn metric(&self, name: &str) -> u64 {
+        metric(&self.metrics, name)
+    }
+}
+
+fn firewall_settings(asked: FirewallConfig) -> FirewallSettings {
+    let (instance, link) = ("blue-1".parse().expect("a label"), "weft0".parse().expect("a name"));
+    asked.validate(instance, link, 51820).expect("valid settings")
+}
+
+/// Runs `weft down`'s part for the firewall; returns whether there was a table.
+pub(super) fn firewall_down(namespace: &NetNs) -> bool {
+    let removed = namespace.enter(|| {
+        let instance = "blue-1".parse().expect("a label");
+        runtime().block_on(net::firewall::down(&instance)).expect("nft works")
+    });
+    removed.expect("the namespace can be entered")
 }
