@@ -173,7 +173,7 @@ fn peer_table(name: &str, public_key: &str, number: usize) -> PeerTable {
         preshared_key_file: None,
         endpoint: Some(format!("{}:51820", Scenario::address(number))),
         allowed_ips: vec![format!("10.80.0.{}/32", number + 1)],
-        persistent_keepalive: None,
+        ..PeerTable::default()
     }
 }
 

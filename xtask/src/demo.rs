@@ -73,10 +73,9 @@ fn with_peers(settings: &[Settings], own: usize) -> Settings {
         base.peer(PeerTable {
             name: NODES[number].to_owned(),
             public_key: other.keys().public.clone(),
-            preshared_key_file: None,
             endpoint: Some(format!("{}:51820", Scenario::address(number))),
             allowed_ips: vec![format!("10.80.0.{}/32", number + 1), format!("fd80::{}/128", number + 1)],
-            persistent_keepalive: None,
+            ..PeerTable::default()
         })
     })
 }

@@ -109,12 +109,9 @@ fn a_peer_behind_a_preshared_key_is_reached() {
     std::fs::write(preshared.path(), integration_tests::key::preshared().expect("a key")).expect("written");
     let settings = Settings::new("alpha").expect("keys").addresses(&["10.80.0.1/24"]);
     let own_key = settings.keys().public.clone();
-    let table = PeerTable { endpoint: None, ..peer_table("foreign", &keys.public, 1) };
-    let mut agent = TestAgent::prepare(scenario.host(0), settings.peer(table)).expect("prepared");
-    let text = agent.config_text().expect("it was written");
-    let secret = format!("[[peer]]\npreshared_key_file = {:?}\n", preshared.path());
-    agent.overwrite_config(&text.replace("[[peer]]\n", &secret)).expect("written");
-    agent.restart().expect("it starts");
+    let preshared_key_file = Some(preshared.path().to_owned());
+    let table = PeerTable { preshared_key_file, endpoint: None, ..peer_table("foreign", &keys.public, 1) };
+    let _agent = TestAgent::start(scenario.host(0), settings.peer(table)).expect("it starts");
     let foreign = Foreign::start(scenario.host(1), &keys, &own_key).expect("wireguard-go starts");
     let refused = scenario.host(1).run(&["ping", "-c", "1", "-W", "2", "10.80.0.1"]);
     assert!(refused.is_err(), "without the preshared key there is no handshake");

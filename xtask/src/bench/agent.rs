@@ -34,10 +34,8 @@ fn idle(context: &Context) -> Result<Vec<Row>> {
         settings = settings.peer(PeerTable {
             name: format!("peer-{number}"),
             public_key: KeyPair::generate()?.public,
-            preshared_key_file: None,
-            endpoint: None,
             allowed_ips: vec![format!("10.80.1.{number}/32"), format!("fd80::1:{number:x}/128")],
-            persistent_keepalive: None,
+            ..PeerTable::default()
         });
     }
     let mut agent = TestAgent::start(scenario.host(0), settings)?;
@@ -118,10 +116,9 @@ fn peer(name: &str, settings: &Settings, number: usize) -> PeerTable {
     PeerTable {
         name: name.to_owned(),
         public_key: settings.keys().public.clone(),
-        preshared_key_file: None,
         endpoint: Some(format!("{}:51820", Scenario::address(number))),
         allowed_ips: vec![format!("10.80.0.{}/32", number + 1)],
-        persistent_keepalive: None,
+        ..PeerTable::default()
     }
 }
 
