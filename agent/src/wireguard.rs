@@ -43,7 +43,7 @@ pub struct Handle {
     reconciler: reconcile::Handle<Arc<Status>>,
     link: watch::Receiver<Option<Link>>,
     figures: FiguresReader,
-    _follow: [Task; 2],
+    _follow: [Task; 3],
 }
 
 impl Handle {
@@ -97,7 +97,7 @@ pub fn start_on<P: Platform>(
     stop: Stop,
 ) -> Handle {
     let trigger = Trigger::default();
-    let follow = [trigger.follow(settings.clone()), trigger.follow(model.clone())];
+    let follow = [trigger.follow(settings.clone()), trigger.follow(model.clone()), trigger.follow(platform.failures())];
     let (link_tx, link) = watch::channel(None);
     let figures = FiguresReader::new(Arc::downgrade(&platform), link.clone(), model.clone());
     let counters = metrics::Counters::default();

@@ -9,6 +9,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
+use tokio::sync::watch;
+
 use super::device::{DeviceState, Step};
 use crate::foundation::id::LinkName;
 use crate::model::{Backend, Link};
@@ -37,6 +39,8 @@ pub trait Platform: Send + Sync + 'static {
     fn apply(&self, link: &Link, step: Step) -> impl Future<Output = Result<(), PlatformError>> + Send;
     /// The addresses of a host name, best first.
     fn resolve(&self, host: &str, port: u16) -> impl Future<Output = io::Result<Vec<SocketAddr>>> + Send;
+    /// Counts up when the device fails by itself.
+    fn failures(&self) -> watch::Receiver<u64>;
     /// The wall clock, which handshakes are dated by.
     fn now(&self) -> SystemTime;
 }
@@ -101,6 +105,11 @@ pub enum PlatformError {
         "/dev/net/tun is missing, which the embedded device needs; run `modprobe tun`, or pass the device into the container"
     )]
     NoTun,
+    #[error(
+        "a second instance: another process answers on {}, which is the WireGuard socket for link {link}; stop that process or set wireguard.link",
+        path.display()
+    )]
+    SocketInUse { link: LinkName, path: std::path::PathBuf },
     #[error("failed to start the embedded WireGuard device on {link}")]
     Embedded {
         link: LinkName,

@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::watch;
+
 use super::{FoundLink, LinkKind, NewLink, Platform, PlatformError};
 use crate::foundation::id::LinkName;
 use crate::model::{Backend, Link};
@@ -17,6 +19,7 @@ use crate::wireguard::device::{DeviceState, Step};
 #[derive(Debug)]
 pub struct Fake {
     host: Mutex<Host>,
+    failures: watch::Sender<u64>,
 }
 
 /// Everything the fake host has.
@@ -56,7 +59,7 @@ impl Default for Fake {
             observations: 0,
             next_index: 1,
         };
-        Self { host: Mutex::new(host) }
+        Self { host: Mutex::new(host), failures: watch::Sender::new(0) }
     }
 }
 
@@ -64,6 +67,12 @@ impl Fake {
     /// The host, to look at and to change.
     pub fn host(&self) -> MutexGuard<'_, Host> {
         self.host.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the embedded device on `name` fail, and its TUN with it.
+    pub fn fail_device(&self, name: &LinkName) {
+        self.host().links.remove(name);
+        self.failures.send_modify(|count| *count += 1);
     }
 }
 
@@ -147,6 +156,10 @@ impl Platform for Fake {
         let host_state = self.host();
         let addresses = host_state.names.get(host).ok_or_else(|| io::Error::other("no such name"))?;
         Ok(addresses.iter().map(|address| SocketAddr::new(address.ip(), port)).collect())
+    }
+
+    fn failures(&self) -> watch::Receiver<u64> {
+        self.failures.subscribe()
     }
 
     fn now(&self) -> SystemTime {

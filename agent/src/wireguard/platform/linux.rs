@@ -17,6 +17,7 @@ use std::time::SystemTime;
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::LinkWireguard;
+use tokio::sync::watch;
 use wireguard_control::{Device, InterfaceName};
 
 use super::{FoundLink, LinkKind, NewLink, Platform, PlatformError};
@@ -34,6 +35,7 @@ const IMPOSSIBLE_MTU: u32 = u32::MAX;
 pub struct Linux {
     connection: Mutex<Option<Connection>>,
     embedded: Mutex<Option<Embedded>>,
+    failures: watch::Sender<u64>,
 }
 
 impl Linux {
@@ -46,10 +48,19 @@ impl Linux {
         Ok(connection.insert(opened).clone())
     }
 
-    /// Whether the embedded device of this process runs and carries `name`.
+    /// Whether the embedded device of this process carries `name`.
     fn embeds(&self, name: &LinkName) -> bool {
         let embedded = self.embedded.lock().unwrap_or_else(PoisonError::into_inner);
-        embedded.as_ref().is_some_and(|device| device.is_running() && device.name() == name)
+        embedded.as_ref().is_some_and(|device| device.name() == name)
+    }
+
+    /// Takes the embedded device away, if `which` says so, and with it its TUN.
+    async fn take_embedded(&self, which: impl FnOnce(&Embedded) -> bool) {
+        let taken = self.embedded.lock().unwrap_or_else(PoisonError::into_inner).take_if(|device| which(device));
+        if let Some(device) = taken {
+            // It waits for its threads. It cannot fail: the device is gone when it returns.
+            drop(tokio::task::spawn_blocking(move || drop(device)).await);
+        }
     }
 
     async fn create_kernel(&self, new: &NewLink) -> Result<u32, PlatformError> {
@@ -68,8 +79,8 @@ impl Linux {
 
     async fn create_embedded(&self, new: &NewLink) -> Result<u32, PlatformError> {
         // The old device first: it may hold the port or the name.
-        drop(self.embedded.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let device = Embedded::start(new).await?;
+        self.take_embedded(|_| true).await;
+        let device = Embedded::start(new, self.failures.clone()).await?;
         let named = self.name_owner(&self.connection()?, new).await;
         if named.is_ok() {
             *self.embedded.lock().unwrap_or_else(PoisonError::into_inner) = Some(device);
@@ -97,6 +108,7 @@ impl Linux {
 
 impl Platform for Linux {
     async fn find(&self, name: &LinkName) -> Result<Option<FoundLink>, PlatformError> {
+        self.take_embedded(has_failed).await;
         let found = self.connection()?.link_by_name(name).await.map_err(refused("look up", name))?;
         Ok(found.map(|link| FoundLink { index: link.index, kind: self.kind(&link, name), alias: link.alias }))
     }
@@ -145,9 +157,7 @@ impl Platform for Linux {
     }
 
     async fn delete(&self, link: &Link) -> Result<(), PlatformError> {
-        if self.embeds(&link.name) {
-            drop(self.embedded.lock().unwrap_or_else(PoisonError::into_inner).take());
-        }
+        self.take_embedded(|device| device.name() == &link.name).await;
         let deleted = self.connection()?.delete_link(link.index).await;
         deleted.map(drop).map_err(refused("delete", &link.name))
     }
@@ -178,9 +188,21 @@ impl Platform for Linux {
         Ok(tokio::net::lookup_host((host, port)).await?.collect())
     }
 
+    fn failures(&self) -> watch::Receiver<u64> {
+        self.failures.subscribe()
+    }
+
     fn now(&self) -> SystemTime {
         SystemTime::now()
     }
+}
+
+fn has_failed(device: &Embedded) -> bool {
+    let failure = device.failure();
+    if let Some(reason) = failure {
+        tracing::error!(link = %device.name(), reason, "the embedded WireGuard device failed; it is started anew");
+    }
+    failure.is_some()
 }
 
 fn refused(action: &'static str, link: &LinkName) -> impl FnOnce(LinkError) -> PlatformError {

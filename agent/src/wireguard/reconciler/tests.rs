@@ -296,6 +296,21 @@ async fn without_kernel_wireguard_the_embedded_device_is_announced() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_failed_device_is_started_anew_with_its_peers() {
+    let world = World::new(vec![peer(1)]);
+    world.host.host().kernel_support = false;
+    let agent = world.start();
+    agent.up().await;
+    let old = agent.handle.link().borrow().clone().expect("published");
+    world.host.fail_device(&weft0());
+    let mut link = agent.handle.link();
+    let renewed = link.wait_for(|link| link.as_ref().is_some_and(|link| link.index != old.index));
+    // Well before the next resync, which would see it too.
+    tokio::time::timeout(Duration::from_secs(1), renewed).await.expect("at once").expect("it runs");
+    assert_eq!(world.device().peers().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn kernel_asked_for_and_absent_is_an_error_with_the_fix() {
     let world = World::new(vec![]);
     world.host.host().kernel_support = false;
