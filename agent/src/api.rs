@@ -100,4 +100,4 @@ pub type CommandResult = Result<Vec<String>, CommandError>;
 pub struct CommandError(pub String);
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -25,6 +25,8 @@ use crate::foundation::task::{self, Task};
 use caller::{Access, Caller, Policy};
 use socket::{Socket, SocketFile};
 
+#[cfg(test)]
+pub(super) use routes::refused as refused_for_tests;
 pub use socket::{SocketError, bind, path};
 
 /// Streams of one HTTP/2 connection at a time.

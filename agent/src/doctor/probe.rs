@@ -9,7 +9,10 @@ use caps::{CapSet, Capability};
 use nix::sys::utsname::uname;
 use nix::unistd::geteuid;
 
-use crate::sys::probe as ask;
+use crate::sys::{bpf, probe as ask};
+
+/// The loopback link has this index in every network namespace.
+const LOOPBACK_INDEX: u32 = 1;
 
 /// Everything that was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,7 +118,7 @@ pub fn probe() -> Probe {
         bpf: answer(ask::bpf_map()),
         bpffs: mount_of(&mounts, "bpf").is_some_and(|at| at == Path::new("/sys/fs/bpf")),
         btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
-        tcx: answer(ask::tcx()),
+        tcx: tcx(),
         clsact: module(&kernel, "sch_ingress"),
         cgroup2: mount_of(&mounts, "cgroup2"),
         nft: nft(),
@@ -137,6 +140,14 @@ fn answer(result: io::Result<()>) -> Answer {
         Ok(()) => Answer::Yes,
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Answer::Denied,
         Err(error) => Answer::No(error.to_string()),
+    }
+}
+
+fn tcx() -> Answer {
+    match bpf::tcx_programs(LOOPBACK_INDEX, bpf::Side::Ingress) {
+        Ok(Some(_)) => Answer::Yes,
+        Ok(None) => Answer::No("this kernel has no such hook".to_owned()),
+        Err(error) => answer(Err(error)),
     }
 }
 

@@ -11,48 +11,31 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, so
 /// `BPF_MAP_CREATE` and its smallest attributes (`union bpf_attr`, linux/bpf.h).
 const MAP_CREATE: libc::c_long = 0;
 const MAP_TYPE_ARRAY: u32 = 2;
-/// `BPF_PROG_QUERY` and the attach type `BPF_TCX_INGRESS`.
-const PROG_QUERY: libc::c_long = 16;
-const TCX_INGRESS: u32 = 46;
-/// The loopback link has index 1 in every network namespace.
-const LOOPBACK_INDEX: u32 = 1;
 
-/// Large enough for both questions; what we do not set must be zero.
-#[repr(C, align(8))]
-struct Attributes([u32; 32]);
+/// `union bpf_attr` as far as the smallest map needs it.
+#[repr(C)]
+struct MapAttributes {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+}
 
 /// Makes a BPF map of one entry and drops it.
 ///
 /// # Errors
 /// `EPERM`: not allowed. `ENOSYS`: the kernel was built without BPF.
 pub fn bpf_map() -> io::Result<()> {
-    let mut attributes = Attributes([0; 32]);
-    // map_type, key_size, value_size, max_entries
-    attributes.0[..4].copy_from_slice(&[MAP_TYPE_ARRAY, 4, 4, 1]);
-    let fd = bpf(MAP_CREATE, &attributes)?;
+    let attributes = MapAttributes { map_type: MAP_TYPE_ARRAY, key_size: 4, value_size: 4, max_entries: 1 };
+    // SAFETY: `attributes` is as large as the size we tell, alive for the call, and holds no pointer.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, MAP_CREATE, &raw const attributes, size_of::<MapAttributes>()) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel just made this descriptor for us and nobody else knows it.
     drop(unsafe { OwnedFd::from_raw_fd(fd) });
     Ok(())
-}
-
-/// Asks which programs sit at the tcx ingress hook of the loopback link.
-///
-/// # Errors
-/// `EINVAL`: the kernel has no tcx. `EPERM`: not allowed to ask.
-pub fn tcx() -> io::Result<()> {
-    let mut attributes = Attributes([0; 32]);
-    // target_ifindex, attach_type; no room for answers: the count alone is told.
-    attributes.0[..2].copy_from_slice(&[LOOPBACK_INDEX, TCX_INGRESS]);
-    bpf(PROG_QUERY, &attributes).map(drop)
-}
-
-fn bpf(command: libc::c_long, attributes: &Attributes) -> io::Result<libc::c_long> {
-    // The kernel writes the answer of a query into the attributes, so it gets a copy.
-    let mut copy = Attributes(attributes.0);
-    // SAFETY: `copy` is as large as the size we tell, aligned to 8 bytes, and alive for the call; it holds no pointer.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut copy, size_of::<Attributes>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// Whether the kernel has a generic netlink family of this name. May load the module that brings it.

@@ -45,7 +45,7 @@ pub(super) fn granted(sources: Arc<Sources>, stop: Stop) -> Router {
 }
 
 /// The one answer for those who may not.
-pub(super) fn refused() -> Router {
+pub(in crate::api) fn refused() -> Router {
     Router::new().fallback(forbidden)
 }
 
