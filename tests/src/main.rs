@@ -3,3 +3,4 @@
 mod agent;
 mod harness;
 mod net;
+mod tunnel;

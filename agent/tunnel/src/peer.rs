@@ -164,10 +164,13 @@ impl PeerState {
         }
     }
 
-    /// What waited for a session, encrypted.
+    /// What waited for a session, encrypted. A waiting keepalive has done its work by opening the session.
     pub(crate) fn take_queued(&mut self, mtu: usize) -> Vec<WgKind> {
         let mut mtu = MtuWatcher::new(u16::try_from(mtu).unwrap_or(u16::MAX));
-        self.tunn.as_mut().map_or_else(Vec::new, |tunn| tunn.get_queued_packets(&mut mtu).collect())
+        let Some(tunn) = &mut self.tunn else { return Vec::new() };
+        tunn.get_queued_packets(&mut mtu)
+            .filter(|message| !matches!(message, WgKind::Data(data) if data.is_keepalive()))
+            .collect()
     }
 }
 
