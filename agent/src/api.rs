@@ -37,7 +37,7 @@ pub struct Sources {
     pub wireguard: watch::Receiver<Arc<wireguard::status::Status>>,
     pub net: watch::Receiver<Arc<net::status::Status>>,
     pub firewall: watch::Receiver<Arc<net::status::FirewallStatus>>,
-    pub accounting: watch::Receiver<Arc<ebpf::status::Status>>,
+    pub accounting: watch::Receiver<ebpf::status::Status>,
     pub dns: watch::Receiver<Arc<dns::status::Status>>,
     pub figures: FiguresReader,
     pub readiness: Readiness,

@@ -1,3 +1,199 @@
-//! The composition root.
+//! The composition root: reads the settings, gives up root, starts everything in reading order, carries out commands,
+//! stops.
+//!
+//! | task | in | out |
+//! |---|---|---|
+//! | `wireguard` | `watch` of its settings and of the model, netlink changes | `watch` of its status and of the link |
+//! | `net` | `watch` of its settings, the model and the link; netlink changes | `watch` of its status |
+//! | `firewall` | `watch` of its settings, nftables | `watch` of its status |
+//! | `accounting` | `watch` of the model and the link | `watch` of its status; figures on demand |
+//! | `dns` | `watch` of the model and the link, queries | `watch` of its status |
+//! | `monitor` | rtnetlink multicast | triggers of the reconcilers |
+//! | `control`, `web` | connections | [`Command`]s over a bounded `mpsc` to the loop here |
+//! | this loop | commands, signals, the watchdog | new settings into the `watch`es |
+//!
+//! Invariants: the control socket is taken first, so that a second instance changes nothing. A stop, wanted or not, leaves
+//! kernel link, addresses, routes, table and pins in place; [`remove`] is the explicit verb.
 
+mod domains;
+mod loops;
 pub mod privileges;
+mod removal;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use crate::api::control::SocketError;
+use crate::api::web::WebError;
+use crate::api::{Command, Sources, control, web};
+use crate::config::{Config, Override, ResolveError, Settings, resolve};
+use crate::foundation::error::chain;
+use crate::foundation::lifecycle::{Readiness, Shutdown};
+use crate::foundation::metrics::Metrics;
+use crate::foundation::telemetry::{self, LevelHandle, TelemetryError};
+use domains::{Domains, DomainsError};
+use loops::End;
+use privileges::{PrivilegeError, Roles};
+
+pub use removal::remove;
+
+/// How long a stop waits for what is under way.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Commands come from people; a few may wait while one is carried out.
+const COMMANDS: usize = 8;
+/// Nothing here is parallel work; two threads keep a slow scrape from delaying a reconciler.
+const WORKERS: usize = 2;
+
+/// What an agent is started with; read again at a reload.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// The file of `--config`; `None`: the default one, which may be absent.
+    pub file: Option<PathBuf>,
+    /// The environment, then `--set`.
+    pub overrides: Vec<Override>,
+    /// Both, read and laid over each other.
+    pub config: Config,
+}
+
+/// Why the agent did not start or had to end.
+#[derive(Debug, thiserror::Error)]
+enum AppError {
+    #[error(transparent)]
+    Log(#[from] TelemetryError),
+    #[error("the configuration cannot be used")]
+    Settings(#[from] ResolveError),
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
+    #[error("failed to start the runtime")]
+    Runtime(#[source] std::io::Error),
+    #[error(transparent)]
+    Control(#[from] SocketError),
+    #[error(transparent)]
+    Web(#[from] WebError),
+    #[error(transparent)]
+    Domains(#[from] DomainsError),
+    #[error("failed to listen for signals")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Runs the agent until it is asked to stop. Call it from the main thread, before any other starts.
+pub fn run(launch: Launch) -> ExitCode {
+    let level = match telemetry::init(&launch.config.log) {
+        Ok(level) => level,
+        Err(error) => return failed(&AppError::Log(error)),
+    };
+    match prepare(&launch.config).and_then(|settings| serve(launch, settings, level)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &AppError) -> ExitCode {
+    error!("{}", chain(error));
+    ExitCode::FAILURE
+}
+
+/// Everything that must happen while this is the only thread.
+fn prepare(config: &Config) -> Result<Settings, AppError> {
+    let settings = resolve(config)?;
+    let low = |port: u16| port != 0 && port < 1024;
+    let dns_low = config.dns.enabled
+        && (config.dns.listen_on_mesh || config.dns.listen.iter().any(|address| low(address.port())));
+    let kept = privileges::restrict(Roles {
+        accounting: config.accounting.enabled,
+        low_port: dns_low || (config.web.enabled && low(config.web.listen.port())),
+        group_socket: true,
+    })?;
+    info!(capabilities = ?kept, "kept what the enabled roles need, gave up the rest");
+    Ok(settings)
+}
+
+fn serve(launch: Launch, settings: Settings, level: LevelHandle) -> Result<(), AppError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .map_err(AppError::Runtime)?;
+    runtime.block_on(serve_until_stopped(launch, settings, level))
+}
+
+async fn serve_until_stopped(launch: Launch, settings: Settings, level: LevelHandle) -> Result<(), AppError> {
+    let socket = control::bind(&settings.run_dir)?;
+    let web = match settings.web.enabled {
+        true => Some(web::bind(settings.web.listen).await?),
+        false => None,
+    };
+    let mut signals = loops::Signals::new().map_err(AppError::Signals)?;
+    announce(&launch.config, &settings);
+
+    let readiness = Readiness::default();
+    let metrics = Metrics::default();
+    let domain_shutdown = Shutdown::default();
+    let listener_shutdown = Shutdown::default();
+    let domains = Domains::start(settings.clone(), &metrics, &readiness, &domain_shutdown)?;
+
+    let (commands_tx, commands) = mpsc::channel::<Command>(COMMANDS);
+    let sources = Arc::new(Sources {
+        instance: launch.config.instance.clone(),
+        started: Instant::now(),
+        model: domains.model(),
+        wireguard: domains.wireguard.status(),
+        net: domains.net.status(),
+        firewall: tokio::sync::watch::channel(Arc::default()).1,
+        accounting: domains.accounting.status(),
+        dns: tokio::sync::watch::channel(Arc::default()).1,
+        figures: domains.figures_reader(),
+        readiness: readiness.clone(),
+        metrics,
+        commands: commands_tx,
+    });
+    let _control = socket.serve(Arc::clone(&sources), listener_shutdown.stop());
+    let _web = web.map(|web| web.serve(sources, listener_shutdown.stop()));
+
+    let ready = loops::announce_ready(readiness);
+    let _watchdog = loops::watchdog();
+    let end = loops::run(launch, &domains, &level, &mut signals, commands).await;
+    drop(ready);
+    stop(domains, settings, end, domain_shutdown, listener_shutdown).await;
+    Ok(())
+}
+
+/// The effective configuration, once; it holds no secret, key files are named by path only.
+fn announce(config: &Config, settings: &Settings) {
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        instance = %config.instance,
+        node = %settings.model.node.id,
+        public_key = %settings.model.node.public_key,
+        link = %config.wireguard.link,
+        peers = settings.model.peers().len(),
+        "starting"
+    );
+    info!(?config, "effective configuration");
+}
+
+async fn stop(domains: Domains, settings: Settings, end: End, domain_shutdown: Shutdown, listeners: Shutdown) {
+    sd_notify::notify(&[sd_notify::NotifyState::Stopping]).unwrap_or_else(|error| {
+        warn!(%error, "failed to tell the service manager about the stop");
+    });
+    let model = domains.current();
+    drop(domains);
+    if !domain_shutdown.drain(DRAIN).await {
+        warn!("some tasks did not stop in time; their work stays as it is");
+    }
+    if let End::Remove(reply) = end {
+        let settings = Settings { model, ..settings };
+        let result = removal::remove_all(&settings).await;
+        // A caller that went away needs no answer; the log has it.
+        reply.send(result).unwrap_or_else(|_result| info!("nobody waits for what was removed"));
+    }
+    if !listeners.drain(DRAIN).await {
+        warn!("some connections did not end in time");
+    }
+    info!("stopped");
+}

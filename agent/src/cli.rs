@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::api::CommandError;
-use crate::config::{Config, LoadError, Override};
+use crate::config::{Config, LoadError, Override, ResolveError};
 use crate::foundation::error::chain;
 use client::ClientError;
 
@@ -110,6 +110,8 @@ enum Failure {
     Client(#[from] ClientError),
     #[error(transparent)]
     Config(#[from] LoadError),
+    #[error("the configuration cannot be used")]
+    Settings(#[from] ResolveError),
     #[error("failed to write the answer")]
     Write(#[from] io::Error),
     #[error("failed to start")]
@@ -131,7 +133,7 @@ impl Failure {
             Self::Client(error) => error.exit(),
             Self::Ping(error) => error.exit(),
             Self::Dns(error) => error.exit(),
-            Self::Config(_) | Self::Write(_) | Self::Runtime(_) | Self::Command(_) => Exit::Failed,
+            Self::Config(_) | Self::Settings(_) | Self::Write(_) | Self::Runtime(_) | Self::Command(_) => Exit::Failed,
         };
         output::complain(&format!("weft: {}\n", chain(&self)));
         exit

@@ -6,6 +6,7 @@
 mod diagnose;
 mod overrides;
 mod reload;
+mod settings;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use crate::{dns, ebpf, net, wireguard};
 
 pub use overrides::{Override, OverrideError};
 pub use reload::restart_keys;
+pub use settings::{ResolveError, Settings, check, resolve};
 
 /// Where the file is looked for when no `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/weft/weft.toml";

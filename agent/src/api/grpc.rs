@@ -103,7 +103,7 @@ struct Changes {
     wireguard: watch::Receiver<Arc<wireguard::status::Status>>,
     net: watch::Receiver<Arc<net::status::Status>>,
     firewall: watch::Receiver<Arc<net::status::FirewallStatus>>,
-    accounting: watch::Receiver<Arc<ebpf::status::Status>>,
+    accounting: watch::Receiver<ebpf::status::Status>,
     dns: watch::Receiver<Arc<dns::status::Status>>,
     readiness: watch::Receiver<BTreeSet<&'static str>>,
 }

@@ -1,0 +1,128 @@
+//! The domains, started in the order they depend on each other, and the `watch`es that feed them.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::api::{Figures, FiguresReader};
+use crate::config::Settings;
+use crate::foundation::error::chain;
+use crate::foundation::lifecycle::{Readiness, Shutdown};
+use crate::foundation::metrics::Metrics;
+use crate::model::Model;
+use crate::sys::rtnetlink::monitor::{Change, Monitor};
+use crate::{ebpf, net, wireguard};
+
+/// Why the domains could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DomainsError {
+    #[error("failed to open a netlink socket; does this kernel have NETLINK_ROUTE?")]
+    Netlink(#[source] std::io::Error),
+}
+
+/// Everything that runs, and the senders a reload writes to.
+pub(super) struct Domains {
+    wireguard_settings: watch::Sender<Arc<wireguard::settings::Settings>>,
+    model: watch::Sender<Arc<Model>>,
+    network_settings: watch::Sender<Arc<net::config::Settings>>,
+    firewall_settings: watch::Sender<Arc<net::config::FirewallSettings>>,
+    pub(super) wireguard: wireguard::Handle,
+    pub(super) net: net::Handle,
+    pub(super) accounting: Arc<ebpf::Handle>,
+    _monitor: Monitor,
+}
+
+impl Domains {
+    /// Starts all of them. Every failure that leaves the rest useful is in the status of its domain instead of here.
+    pub(super) fn start(
+        settings: Settings,
+        metrics: &Metrics,
+        readiness: &Readiness,
+        shutdown: &Shutdown,
+    ) -> Result<Self, DomainsError> {
+        let monitor = Monitor::start().map_err(DomainsError::Netlink)?;
+        let (wireguard_settings, wireguard_rx) = watch::channel(Arc::clone(&settings.wireguard));
+        let (model, model_rx) = watch::channel(settings.model);
+        let (network_settings, network_rx) = watch::channel(settings.network);
+        let (firewall_settings, _firewall_rx) = watch::channel(settings.firewall);
+
+        let blocker = readiness.block("wireguard");
+        let wireguard = wireguard::start(wireguard_rx, model_rx.clone(), metrics, blocker, shutdown.stop());
+        let link = settings.wireguard.link.clone();
+        let ours = move |change: &Change| matches!(change, Change::Link { name, .. } if name == link.as_str());
+        monitor.subscribe_to(ours, wireguard.trigger().clone());
+        let inputs = net::Inputs { settings: network_rx, model: model_rx.clone(), link: wireguard.link() };
+        let net = net::start(inputs, metrics, &monitor, shutdown.stop()).map_err(DomainsError::Netlink)?;
+        let accounting = ebpf::start(settings.accounting, model_rx.clone(), wireguard.link(), metrics, shutdown.stop());
+        Ok(Self {
+            wireguard_settings,
+            model,
+            network_settings,
+            firewall_settings,
+            wireguard,
+            net,
+            accounting: Arc::new(accounting),
+            _monitor: monitor,
+        })
+    }
+
+    /// The model and its changes.
+    pub(super) fn model(&self) -> watch::Receiver<Arc<Model>> {
+        self.model.subscribe()
+    }
+
+    /// The model now.
+    pub(super) fn current(&self) -> Arc<Model> {
+        Arc::clone(&self.model.borrow())
+    }
+
+    /// Hands new settings to everything that takes them while it runs; what is equal wakes nobody.
+    pub(super) fn apply(&self, settings: Settings) -> Vec<String> {
+        let mut changed = Vec::new();
+        let mut note = |differs: bool, what: &str| {
+            if differs {
+                changed.push(format!("{what} changed"));
+            }
+        };
+        note(replace(&self.wireguard_settings, settings.wireguard), "wireguard");
+        note(replace(&self.model, settings.model), "peers or addresses");
+        note(replace(&self.network_settings, settings.network), "network");
+        note(replace(&self.firewall_settings, settings.firewall), "firewall");
+        changed
+    }
+
+    /// Reads the figures of the device and of the BPF maps together.
+    pub(super) fn figures_reader(&self) -> FiguresReader {
+        let device = self.wireguard.figures_reader();
+        let accounting = Arc::downgrade(&self.accounting);
+        FiguresReader::new(move || {
+            let (device, accounting) = (device.clone(), accounting.clone());
+            Box::pin(async move {
+                let mut figures = Figures::default();
+                match device.read().await {
+                    Ok(peers) => figures.wireguard = peers,
+                    Err(error) => figures.errors.push(chain(&error)),
+                }
+                let Some(accounting) = accounting.upgrade() else { return figures };
+                if accounting.status().borrow().hook.is_none() {
+                    return figures;
+                }
+                match accounting.figures().await {
+                    Ok(counters) => figures.counters = Some(counters),
+                    Err(error) => figures.errors.push(chain(&error)),
+                }
+                figures
+            })
+        })
+    }
+}
+
+fn replace<T: PartialEq>(sender: &watch::Sender<Arc<T>>, new: Arc<T>) -> bool {
+    sender.send_if_modified(|current| {
+        let differs = *current != new;
+        if differs {
+            *current = new;
+        }
+        differs
+    })
+}
