@@ -165,3 +165,6 @@ fn not_running(status: Status) -> Handle {
     let (_snapshot_tx, snapshot) = watch::channel(None);
     Handle { status, reader: Reader { snapshot }, _running: None }
 }
+
+#[cfg(test)]
+mod tests;

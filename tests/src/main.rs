@@ -1,5 +1,6 @@
 //! The integration tests: one binary, a module a domain. They need root; see `integration_tests::gate`.
 
+mod accounting;
 mod agent;
 mod harness;
 mod net;

@@ -9,7 +9,6 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Unit;
 use tokio::sync::watch;
 
 use super::Reader;
@@ -74,21 +73,18 @@ impl FiguresCollector {
     }
 }
 
-/// The name, the help and what it reads of one series by direction.
-type Series = (&'static str, &'static str, Option<&'static Unit>, fn(&Counters) -> u64);
+/// The name, the help and the figure of one series.
+type Series<'a> = (&'a str, &'a str, fn(&Counters) -> u64);
 
 fn encode_peers(encoder: &mut DescriptorEncoder<'_>, figures: &Figures) -> Result<(), std::fmt::Error> {
-    let series: [Series; 2] = [
-        (
-            "peer_bytes",
-            "Bytes of inner IP packets exchanged with a peer, as on the wire after segmentation",
-            None,
-            |c| c.bytes,
-        ),
-        ("peer_packets", "Inner IP packets exchanged with a peer, segments counted apart", None, |c| c.packets),
+    let series: [Series<'_>; 2] = [
+        ("peer_bytes", "Bytes of inner IP packets exchanged with a peer, as on the wire after segmentation", |c| {
+            c.bytes
+        }),
+        ("peer_packets", "Inner IP packets exchanged with a peer, segments counted apart", |c| c.packets),
     ];
-    for (name, help, unit, read) in series {
-        let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Counter)?;
+    for (name, help, read) in series {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for peer in &figures.peers {
             for (direction, counters) in [("rx", &peer.rx), ("tx", &peer.tx)] {
                 let labels = [
@@ -134,7 +130,7 @@ fn encode_sum(
     of_what: &str,
     (rx, tx): (&Counters, &Counters),
 ) -> Result<(), std::fmt::Error> {
-    let series: [(&str, &str, fn(&Counters) -> u64); 2] =
+    let series: [Series<'_>; 2] =
         [(bytes, "Bytes", |counters| counters.bytes), (packets, "Packets", |counters| counters.packets)];
     for (name, what, read) in series {
         let help = format!("{what} {of_what}");

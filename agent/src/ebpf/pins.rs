@@ -22,7 +22,7 @@ pub(super) const MAPS: [&str; 7] = [PEERS, V4, V6, V4_PREFIXES, V6_PREFIXES, COU
 
 /// Which object a program comes from: a hash of the object and of what the loader sets in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ProgramId(pub u64);
+pub(super) struct ProgramId(pub(super) u64);
 
 impl std::fmt::Display for ProgramId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

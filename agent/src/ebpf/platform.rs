@@ -117,9 +117,9 @@ pub enum PlatformError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    #[error("failed to detach the accounting from the link with index {ifindex}")]
+    #[error("failed to detach {what}")]
     Detach {
-        ifindex: u32,
+        what: String,
         #[source]
         source: io::Error,
     },

@@ -1,7 +1,7 @@
 //! The few commands of bpf(2) that the loader library does not offer, or offers only to CAP_SYS_ADMIN.
 //!
-//! In: pins, links and descriptors of maps. Out: facts the kernel tells about them. Nothing here
-//! changes anything.
+//! In: pins, links and descriptors of maps. Out: facts the kernel tells about them. Only
+//! [`detach_link`] changes anything.
 
 #![expect(
     unsafe_code,
@@ -22,6 +22,7 @@ const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
 
@@ -68,6 +69,11 @@ struct LinkInfo {
     padding: u32,
     ifindex: u32,
     attach_type: u32,
+}
+
+#[repr(C)]
+struct LinkDetach {
+    link: u32,
 }
 
 #[repr(C)]
@@ -131,6 +137,17 @@ pub fn tcx_link(pin: &Path) -> io::Result<TcxLink> {
     // SAFETY: `info` is as long as `length` says, and outlives the call.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
     Ok(TcxLink { program_id: info.program_id, ifindex: info.ifindex })
+}
+
+/// Takes the program of a pinned link off its hook at once. Unlinking the pin alone does so some time later.
+///
+/// # Errors
+/// There is no such pin, or it is no link. One that is detached already is no error.
+pub fn detach_link(pin: &Path) -> io::Result<()> {
+    let link = open_pin(pin)?;
+    let mut attributes = LinkDetach { link: descriptor(&link) };
+    // SAFETY: the attributes hold no pointer.
+    unsafe { bpf(BPF_LINK_DETACH, &mut attributes) }.map(drop)
 }
 
 fn open_pin(pin: &Path) -> io::Result<OwnedFd> {

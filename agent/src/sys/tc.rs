@@ -1,4 +1,4 @@
-//! BPF filters on the clsact hook of a link, read and removed over a socket of their own.
+//! Filters on the clsact hook of a link, read and removed over a socket of their own.
 //!
 //! In: a link and a side. Out: the filters there, ours or not. Only [`remove`] changes anything, and exactly one filter.
 #![expect(clippy::wildcard_enum_match_arm, reason = "the message enums of the netlink library are open")]
@@ -15,26 +15,27 @@ use netlink_sys::{Socket, SocketAddr};
 
 use super::bpf::Side;
 
-/// A BPF filter on clsact.
+/// A filter on clsact.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BpfFilter {
+pub struct Filter {
     pub priority: u16,
     pub handle: u32,
-    pub program_id: u32,
-    /// The name it was attached by; tools that give none have the object's file and section here.
+    /// The id of its eBPF program, if it is of that kind.
+    pub program_id: Option<u32>,
+    /// The name an eBPF program was attached by; tools that give none have the object's file and section here.
     pub name: String,
 }
 
-/// Every BPF filter on one side of a link.
+/// Every filter on one side of a link.
 ///
 /// # Errors
 /// The socket or the kernel refuses; a link without clsact has no filters and is no error.
-pub fn bpf_filters(ifindex: u32, side: Side) -> io::Result<Vec<BpfFilter>> {
+pub fn filters(ifindex: u32, side: Side) -> io::Result<Vec<Filter>> {
     let message = RouteNetlinkMessage::GetTrafficFilter(header(ifindex, side)?);
-    let mut filters = Vec::new();
+    let mut found = Vec::new();
     let outcome = exchange(message, NLM_F_DUMP, |answer| {
         if let RouteNetlinkMessage::NewTrafficFilter(message) = answer {
-            filters.extend(bpf_filter(&message));
+            found.extend(filter(&message));
         }
     });
     match outcome {
@@ -43,15 +44,15 @@ pub fn bpf_filters(ifindex: u32, side: Side) -> io::Result<Vec<BpfFilter>> {
             Ok(Vec::new())
         }
         Err(error) => Err(error),
-        Ok(()) => Ok(filters),
+        Ok(()) => Ok(found),
     }
 }
 
-/// Removes one filter.
+/// Removes one eBPF filter.
 ///
 /// # Errors
 /// There is no such filter, or CAP_NET_ADMIN is missing.
-pub fn remove(ifindex: u32, side: Side, filter: &BpfFilter) -> io::Result<()> {
+pub fn remove(ifindex: u32, side: Side, filter: &Filter) -> io::Result<()> {
     let mut message = header(ifindex, side)?;
     message.header.handle = TcHandle::from(filter.handle);
     message.header.info = u32::from(filter.priority) << 16;
@@ -69,8 +70,8 @@ fn header(ifindex: u32, side: Side) -> io::Result<TcMessage> {
     Ok(message)
 }
 
-/// `None` for filters of another kind and for the line that only names the priority.
-fn bpf_filter(message: &TcMessage) -> Option<BpfFilter> {
+/// `None` for the line that only names the priority.
+fn filter(message: &TcMessage) -> Option<Filter> {
     let options = message.attributes.iter().find_map(|attribute| match attribute {
         TcAttribute::Options(options) => Some(options),
         _ => None,
@@ -84,7 +85,7 @@ fn bpf_filter(message: &TcMessage) -> Option<BpfFilter> {
         }
     }
     let priority = u16::try_from(message.header.info >> 16).ok()?;
-    Some(BpfFilter { priority, handle: message.header.handle.into(), program_id: program_id?, name })
+    Some(Filter { priority, handle: message.header.handle.into(), program_id, name })
 }
 
 /// Sends one request and hands every answer to `each`, until the kernel says that it is done.
@@ -123,6 +124,6 @@ mod tests {
 
     #[test]
     fn a_link_without_clsact_has_no_filters() {
-        assert_eq!(bpf_filters(1, Side::Ingress).expect("loopback exists"), []);
+        assert_eq!(filters(1, Side::Ingress).expect("loopback exists"), []);
     }
 }

@@ -4,6 +4,7 @@
 //! the wanted one is never loaded again; neither a qdisc nor anything of somebody else's is removed.
 
 use std::mem;
+use std::path::Path;
 use std::sync::Arc;
 
 use aya::programs::links::{FdLink, PinnedLink};
@@ -23,7 +24,7 @@ use crate::ebpf::status::Hook;
 use crate::foundation::task::Task;
 use crate::model::Link;
 use crate::sys::bpf::{self, Side};
-use crate::sys::tc::{self, BpfFilter};
+use crate::sys::tc::{self, Filter};
 
 /// The place of our filters; another filter here is somebody else's, and stays.
 const PRIORITY: u16 = 50;
@@ -79,7 +80,7 @@ impl Linux {
     fn slots(&self, link: &Link, side: Side, found: &[HookPin]) -> Result<(Slots, bool), PlatformError> {
         let failed = |source| PlatformError::Observe { link: link.name.to_string(), source };
         let running = bpf::tcx_programs(link.index, side).map_err(failed)?;
-        let filters = tc::bpf_filters(link.index, side).map_err(failed)?;
+        let filters = tc::filters(link.index, side).map_err(failed)?;
         let ours: Vec<&HookPin> = found.iter().filter(|pin| pin.side == side).collect();
         let mut slots = Slots { clsact: self.filter_without_pin(&filters, side), ..Slots::default() };
         for pin in ours {
@@ -105,15 +106,15 @@ impl Linux {
     }
 
     /// A filter at our place counts as ours by its name even if a crash lost its pin.
-    fn filter_without_pin(&self, filters: &[BpfFilter], side: Side) -> Slot {
+    fn filter_without_pin(&self, filters: &[Filter], side: Side) -> Slot {
         match at_our_place(filters) {
             None => Slot::Empty,
-            Some(filter) if filter.name == program_name(side) => Slot::Outdated,
+            Some(filter) if is_ours(filter, side) => Slot::Outdated,
             Some(_) => Slot::Foreign,
         }
     }
 
-    fn clsact_slot(&self, pin: &HookPin, link: &Link, filters: &[BpfFilter], without_pin: Slot) -> Slot {
+    fn clsact_slot(&self, pin: &HookPin, link: &Link, filters: &[Filter], without_pin: Slot) -> Slot {
         if pin.ifindex == link.index && self.runs(pin, filters) {
             return if pin.program == self.object.id() { Slot::Current } else { Slot::Outdated };
         }
@@ -124,9 +125,9 @@ impl Linux {
     }
 
     /// Whether the pinned program is the one at our place.
-    fn runs(&self, pin: &HookPin, filters: &[BpfFilter]) -> bool {
+    fn runs(&self, pin: &HookPin, filters: &[Filter]) -> bool {
         let pinned = ProgramInfo::from_pin(self.pins.hook(pin)).ok().map(|info| info.id());
-        at_our_place(filters).is_some_and(|filter| Some(filter.program_id) == pinned)
+        at_our_place(filters).is_some_and(|filter| filter.program_id.is_some() && filter.program_id == pinned)
     }
 
     fn attach(&self, hook: Hook, side: Side, link: &Link) -> Result<(), PlatformError> {
@@ -159,7 +160,7 @@ impl Linux {
 
     fn attach_clsact(&self, program: &mut SchedClassifier, side: Side, link: &Link) -> Result<(), BoxedError> {
         let name = link.name.as_str();
-        let outdated = at_our_place(&tc::bpf_filters(link.index, side)?).is_some();
+        let outdated = at_our_place(&tc::filters(link.index, side)?).is_some();
         let id = if outdated {
             let existing = SchedClassifierLink::attached(name, attach_type(side), PRIORITY, HANDLE, None)?;
             program.attach_to_link(existing)?
@@ -192,15 +193,12 @@ impl Linux {
 
     fn detach(&self, hook: Hook, side: Side, link: &Link) -> Result<(), PlatformError> {
         match hook {
-            // The pin holds the last reference.
             Hook::Tcx => {}
-            Hook::Clsact => {
-                remove_named_filter(link.index, side)?;
-                for pin in self.pins.hooks(LAYOUT)? {
-                    if pin.hook == Hook::Clsact && pin.side == side {
-                        remove_pinned_filter(&self.pins, LAYOUT, &pin)?;
-                    }
-                }
+            Hook::Clsact => remove_named_filter(link.index, side)?,
+        }
+        for pin in self.pins.hooks(LAYOUT)? {
+            if pin.hook == hook && pin.side == side {
+                take_off(&self.pins, LAYOUT, &pin)?;
             }
         }
         Ok(self.unpin(hook, side)?)
@@ -270,36 +268,56 @@ pub(in crate::ebpf) struct RemovedLayout {
 pub(in crate::ebpf) fn remove_layout(pins: &Pins, layout: u32) -> Result<RemovedLayout, PlatformError> {
     let hooks = pins.hooks(layout)?;
     for pin in &hooks {
-        if pin.hook == Hook::Clsact {
-            remove_pinned_filter(pins, layout, pin)?;
-        }
+        take_off(pins, layout, pin)?;
     }
     Ok(RemovedLayout { hooks: hooks.len(), pins: pins.remove_layout(layout)? - hooks.len() })
 }
 
-/// Removes the filter whose program is the pinned one, if it still stands on the link it was put on.
-fn remove_pinned_filter(pins: &Pins, layout: u32, pin: &HookPin) -> Result<(), PlatformError> {
+/// Takes what a pin keeps attached off its hook, wherever that is.
+fn take_off(pins: &Pins, layout: u32, pin: &HookPin) -> Result<(), PlatformError> {
     let path = pins.layout_directory(layout).join(pin.file_name());
+    match pin.hook {
+        Hook::Tcx => match bpf::detach_link(&path) {
+            // The network link went away before.
+            Err(source) if source.raw_os_error() != Some(libc::ENOLINK) => {
+                Err(PlatformError::Detach { what: path.display().to_string(), source })
+            }
+            Ok(()) | Err(_) => Ok(()),
+        },
+        Hook::Clsact => remove_pinned_filter(&path, pin),
+    }
+}
+
+/// Removes the filter whose program is the pinned one, if it still stands on the link it was put on.
+fn remove_pinned_filter(path: &Path, pin: &HookPin) -> Result<(), PlatformError> {
     let pinned = ProgramInfo::from_pin(path).ok().map(|info| info.id());
-    remove_filter_if(pin.ifindex, pin.side, |filter| Some(filter.program_id) == pinned)
+    remove_filter_if(pin.ifindex, pin.side, |filter| filter.program_id.is_some() && filter.program_id == pinned)
 }
 
 /// Removes the filter at our place that carries our name.
 fn remove_named_filter(ifindex: u32, side: Side) -> Result<(), PlatformError> {
-    remove_filter_if(ifindex, side, |filter| filter.name == program_name(side))
+    remove_filter_if(ifindex, side, |filter| is_ours(filter, side))
 }
 
-fn remove_filter_if(ifindex: u32, side: Side, ours: impl Fn(&BpfFilter) -> bool) -> Result<(), PlatformError> {
-    let failed = |source| PlatformError::Detach { ifindex, source };
-    let filters = tc::bpf_filters(ifindex, side).map_err(failed)?;
+fn remove_filter_if(ifindex: u32, side: Side, ours: impl Fn(&Filter) -> bool) -> Result<(), PlatformError> {
+    let failed =
+        |source| PlatformError::Detach { what: format!("the filter on the link with index {ifindex}"), source };
+    let filters = tc::filters(ifindex, side).map_err(failed)?;
     match at_our_place(&filters) {
         Some(filter) if ours(filter) => tc::remove(ifindex, side, filter).map_err(failed),
         Some(_) | None => Ok(()),
     }
 }
 
-fn at_our_place(filters: &[BpfFilter]) -> Option<&BpfFilter> {
-    filters.iter().find(|filter| filter.priority == PRIORITY && filter.handle == u32::from(HANDLE))
+/// What stands where our filter belongs. Filters of one priority are of one kind, so any other at it is in the way.
+fn at_our_place(filters: &[Filter]) -> Option<&Filter> {
+    let exactly = |filter: &&Filter| filter.handle == u32::from(HANDLE);
+    let mut same_priority = filters.iter().filter(|filter| filter.priority == PRIORITY);
+    same_priority.clone().find(exactly).or_else(|| same_priority.next())
+}
+
+fn is_ours(filter: &Filter, side: Side) -> bool {
+    filter.handle == u32::from(HANDLE) && filter.program_id.is_some() && filter.name == program_name(side)
 }
 
 /// Two pins of one kind are the rest of a crash between attaching and unpinning: the worse decides, and both go.
