@@ -144,7 +144,7 @@ async fn serve_until_stopped(launch: Launch, settings: Settings, level: LevelHan
         model: domains.model(),
         wireguard: domains.wireguard.status(),
         net: domains.net.status(),
-        firewall: tokio::sync::watch::channel(Arc::default()).1,
+        firewall: domains.firewall.status(),
         accounting: domains.accounting.status(),
         dns: tokio::sync::watch::channel(Arc::default()).1,
         figures: domains.figures_reader(),

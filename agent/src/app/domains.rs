@@ -28,6 +28,7 @@ pub(super) struct Domains {
     firewall_settings: watch::Sender<Arc<net::config::FirewallSettings>>,
     pub(super) wireguard: wireguard::Handle,
     pub(super) net: net::Handle,
+    pub(super) firewall: net::firewall::Handle,
     pub(super) accounting: Arc<ebpf::Handle>,
     _monitor: Monitor,
 }
@@ -44,7 +45,7 @@ impl Domains {
         let (wireguard_settings, wireguard_rx) = watch::channel(Arc::clone(&settings.wireguard));
         let (model, model_rx) = watch::channel(settings.model);
         let (network_settings, network_rx) = watch::channel(settings.network);
-        let (firewall_settings, _firewall_rx) = watch::channel(settings.firewall);
+        let (firewall_settings, firewall_rx) = watch::channel(settings.firewall);
 
         let blocker = readiness.block("wireguard");
         let wireguard = wireguard::start(wireguard_rx, model_rx.clone(), metrics, blocker, shutdown.stop());
@@ -53,6 +54,7 @@ impl Domains {
         monitor.subscribe_to(ours, wireguard.trigger().clone());
         let inputs = net::Inputs { settings: network_rx, model: model_rx.clone(), link: wireguard.link() };
         let net = net::start(inputs, metrics, &monitor, shutdown.stop()).map_err(DomainsError::Netlink)?;
+        let firewall = net::firewall::start(firewall_rx, metrics, shutdown.stop());
         let accounting = ebpf::start(settings.accounting, model_rx.clone(), wireguard.link(), metrics, shutdown.stop());
         Ok(Self {
             wireguard_settings,
@@ -61,6 +63,7 @@ impl Domains {
             firewall_settings,
             wireguard,
             net,
+            firewall,
             accounting: Arc::new(accounting),
             _monitor: monitor,
         })

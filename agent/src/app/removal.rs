@@ -35,9 +35,16 @@ pub(super) async fn remove_all(settings: &Settings) -> CommandResult {
         Err(error) => errors.push(error),
     };
     note(accounting(settings));
+    note(firewall(settings).await);
     note(network(settings).await);
     note(tunnel(settings).await);
     if errors.is_empty() { Ok(removed) } else { Err(CommandError(errors.join("; "))) }
+}
+
+async fn firewall(settings: &Settings) -> Result<Vec<String>, String> {
+    let instance = &settings.firewall.instance;
+    let removed = net::firewall::down(instance).await.map_err(|error| chain(&error))?;
+    Ok(removed.then(|| "the nftables table".to_owned()).into_iter().collect())
 }
 
 fn accounting(settings: &Settings) -> Result<Vec<String>, String> {
