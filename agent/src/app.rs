@@ -146,7 +146,7 @@ async fn serve_until_stopped(launch: Launch, settings: Settings, level: LevelHan
         net: domains.net.status(),
         firewall: domains.firewall.status(),
         accounting: domains.accounting.status(),
-        dns: tokio::sync::watch::channel(Arc::default()).1,
+        dns: domains.dns.status(),
         figures: domains.figures_reader(),
         readiness: readiness.clone(),
         metrics,

@@ -11,13 +11,15 @@ use crate::foundation::lifecycle::{Readiness, Shutdown};
 use crate::foundation::metrics::Metrics;
 use crate::model::Model;
 use crate::sys::rtnetlink::monitor::{Change, Monitor};
-use crate::{ebpf, net, wireguard};
+use crate::{dns, ebpf, net, wireguard};
 
 /// Why the domains could not be started.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DomainsError {
     #[error("failed to open a netlink socket; does this kernel have NETLINK_ROUTE?")]
     Netlink(#[source] std::io::Error),
+    #[error(transparent)]
+    Dns(#[from] dns::server::ServerError),
 }
 
 /// Everything that runs, and the senders a reload writes to.
@@ -30,6 +32,7 @@ pub(super) struct Domains {
     pub(super) net: net::Handle,
     pub(super) firewall: net::firewall::Handle,
     pub(super) accounting: Arc<ebpf::Handle>,
+    pub(super) dns: dns::Handle,
     _monitor: Monitor,
 }
 
@@ -56,6 +59,8 @@ impl Domains {
         let net = net::start(inputs, metrics, &monitor, shutdown.stop()).map_err(DomainsError::Netlink)?;
         let firewall = net::firewall::start(firewall_rx, metrics, shutdown.stop());
         let accounting = ebpf::start(settings.accounting, model_rx.clone(), wireguard.link(), metrics, shutdown.stop());
+        let blocker = readiness.block("dns");
+        let dns = dns::start(settings.dns, model_rx, wireguard.link(), metrics, blocker, shutdown.stop())?;
         Ok(Self {
             wireguard_settings,
             model,
@@ -65,6 +70,7 @@ impl Domains {
             net,
             firewall,
             accounting: Arc::new(accounting),
+            dns,
             _monitor: monitor,
         })
     }

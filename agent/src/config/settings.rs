@@ -11,7 +11,7 @@ use crate::model::{Model, ModelError, Node};
 use crate::sys::file::{self, FileError};
 use crate::wireguard::config::{ConfigError as WireguardError, PeerConfig, PeerKeyError};
 use crate::wireguard::key_file::KeyFileError;
-use crate::{ebpf, net, wireguard};
+use crate::{dns, ebpf, net, wireguard};
 
 /// A configuration that is right as a whole, cut into what each domain takes.
 #[derive(Debug, Clone)]
@@ -21,6 +21,7 @@ pub struct Settings {
     pub network: Arc<net::config::Settings>,
     pub firewall: Arc<net::config::FirewallSettings>,
     pub accounting: ebpf::Settings,
+    pub dns: dns::Settings,
     pub web: WebConfig,
     pub run_dir: PathBuf,
 }
@@ -116,6 +117,7 @@ fn assemble(
         network: Arc::new(network),
         firewall: Arc::new(firewall),
         accounting: ebpf::Settings::new(config.instance.clone(), config.accounting.clone()),
+        dns: dns::Settings::new(config.dns.clone(), config.state_dir.clone()),
         web: config.web.clone(),
         run_dir: config.run_dir.clone(),
         wireguard: Arc::new(wireguard),
