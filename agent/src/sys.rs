@@ -6,6 +6,7 @@ pub mod bpf;
 pub mod datagram;
 pub mod file;
 pub mod netns;
+pub mod nftables;
 pub mod peer;
 pub mod probe;
 pub mod rtnetlink;

@@ -21,11 +21,13 @@ use tokio::sync::watch;
 
 use super::config::FirewallSettings;
 use super::status::FirewallStatus;
+use crate::foundation::error::chain;
 use crate::foundation::id::InstanceName;
 use crate::foundation::lifecycle::Stop;
 use crate::foundation::metrics::Metrics;
 use crate::foundation::reconcile::{self, Trigger};
 use crate::foundation::task::Task;
+use crate::sys::nftables;
 use platform::linux::LinuxPlatform;
 use platform::{NftError, Platform};
 use reconciler::FirewallReconciler;
@@ -35,6 +37,7 @@ use reconciler::FirewallReconciler;
 pub struct Handle {
     inner: reconcile::Handle<Arc<FirewallStatus>>,
     _follow: Task,
+    watch: Option<Task>,
 }
 
 impl Handle {
@@ -49,9 +52,16 @@ impl Handle {
     }
 }
 
-/// Keeps the table as wanted in the network namespace of the calling thread.
+/// Keeps the table as wanted in the network namespace of the calling thread. What another program does to it is seen
+/// at once, or on a kernel that does not announce it, at the next slow check.
 pub fn start(settings: watch::Receiver<Arc<FirewallSettings>>, metrics: &Metrics, stop: Stop) -> Handle {
-    start_on(LinuxPlatform::default(), settings, metrics, stop)
+    let table = spec::table_name(&settings.borrow().instance);
+    let mut handle = start_on(LinuxPlatform::default(), settings, metrics, stop);
+    match nftables::watch_table(table, handle.trigger().clone()) {
+        Ok(task) => handle.watch = Some(task),
+        Err(error) => tracing::info!(error = chain(&error), "nftables changes are not announced"),
+    }
+    handle
 }
 
 /// Keeps the table as wanted on any platform.
@@ -64,7 +74,7 @@ pub fn start_on<P: Platform>(
     let trigger = Trigger::default();
     let follow = trigger.follow(settings.clone());
     let reconciler = FirewallReconciler::new(platform, settings, metrics);
-    Handle { inner: reconcile::start(reconciler, trigger, Arc::default(), stop), _follow: follow }
+    Handle { inner: reconcile::start(reconciler, trigger, Arc::default(), stop), _follow: follow, watch: None }
 }
 
 /// Removes the table of `instance`; returns whether there was one. The agent must not run, or it makes it again.

@@ -2,13 +2,11 @@
 //! a network beside ours. A host where containers and routing daemons come and go does not.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::IpNet;
 
 use super::PROTOCOL;
-use super::networks::NetworkSet;
 use super::plan::Observed;
 use super::spec::Wanted;
 use crate::model::Link;
@@ -23,10 +21,8 @@ pub(super) struct Interest(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    link: Option<Link>,
-    networks: NetworkSet,
-    endpoints: BTreeSet<IpAddr>,
-    roaming: bool,
+    /// The link with what is wanted on it.
+    target: Option<(Link, Arc<Wanted>)>,
     /// Links that carry the tunnel's packets, and links with a network that overlaps ours.
     neighbours: BTreeSet<u32>,
     surroundings_changed: bool,
@@ -34,12 +30,9 @@ struct State {
 
 impl Interest {
     /// From now on `wanted` on `link` matters.
-    pub(super) fn set_wanted(&self, link: &Link, wanted: &Wanted) {
+    pub(super) fn set_wanted(&self, link: &Link, wanted: &Arc<Wanted>) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.link = Some(link.clone());
-        state.networks = wanted.networks.clone();
-        state.endpoints = wanted.endpoints.keys().copied().collect();
-        state.roaming = wanted.roaming;
+        state.target = Some((link.clone(), Arc::clone(wanted)));
     }
 
     /// From now on the links around, as they were observed, matter.
@@ -64,13 +57,13 @@ impl Interest {
     /// Whether `change` matters.
     pub(super) fn wants(&self, change: &Change) -> bool {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(link) = &state.link else { return false };
+        let Some((link, wanted)) = &state.target else { return false };
         let (ours, around) = match change {
             Change::Link { index, name, .. } => {
                 (*index == link.index || *name == link.name.as_str(), state.neighbours.contains(index))
             }
             Change::Address { index, .. } => (*index == link.index, false),
-            Change::Route(route) => (is_ours(route, link), state.is_around(route)),
+            Change::Route(route) => (is_ours(route, link), is_around(route, link, wanted)),
             Change::Rule | Change::Unknown => (false, true),
         };
         state.surroundings_changed |= around;
@@ -82,21 +75,18 @@ fn is_ours(route: &RouteChange, link: &Link) -> bool {
     route.protocol == PROTOCOL && route.links.contains(&link.index)
 }
 
-impl State {
-    fn is_around(&self, route: &RouteChange) -> bool {
-        let on_our_link = self.link.as_ref().is_some_and(|link| route.links.contains(&link.index));
-        let Some(network) = route.network.filter(|_| route.unicast && route.table != TABLE_LOCAL && !on_our_link)
-        else {
-            return false;
-        };
-        // The networks of IPv6 link-local addresses come and go with every link.
-        if matches!(network, IpNet::V6(network) if network.addr().is_unicast_link_local()) {
-            return false;
-        }
-        let leads_to_peer = self.endpoints.range(network.network()..=network.broadcast()).next().is_some();
-        let is_default = self.roaming && network.prefix_len() == 0;
-        leads_to_peer || is_default || self.networks.overlaps(&network)
+fn is_around(route: &RouteChange, link: &Link, wanted: &Wanted) -> bool {
+    let on_our_link = route.links.contains(&link.index);
+    let Some(network) = route.network.filter(|_| route.unicast && route.table != TABLE_LOCAL && !on_our_link) else {
+        return false;
+    };
+    // The networks of IPv6 link-local addresses come and go with every link.
+    if matches!(network, IpNet::V6(network) if network.addr().is_unicast_link_local()) {
+        return false;
     }
+    let leads_to_peer = wanted.endpoints.range(network.network()..=network.broadcast()).next().is_some();
+    let is_default = wanted.roaming && network.prefix_len() == 0;
+    leads_to_peer || is_default || wanted.networks.overlaps(&network)
 }
 
 #[cfg(test)]
@@ -107,7 +97,8 @@ mod tests {
     fn interest() -> Interest {
         let interest = Interest::default();
         let peer = peer("beta", 1, Some("192.0.2.7:51820"), &["10.80.0.2/32", "10.99.0.0/16"]);
-        interest.set_wanted(&link(), &wanted(&settings(), &model(&["10.80.0.1/24"], vec![peer])));
+        let wanted = Arc::new(wanted(&settings(), &model(&["10.80.0.1/24"], vec![peer])));
+        interest.set_wanted(&link(), &wanted);
         interest
     }
 
