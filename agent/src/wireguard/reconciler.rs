@@ -127,24 +127,7 @@ impl<P: Platform> Wireguard<P> {
         let endpoints = Endpoints { applied: &self.applied, resolved: &resolved, now: self.platform.now() };
         let spec = DeviceSpec::new(&view.settings, &view.model);
         let steps = plan(&spec, &view.device, &endpoints).steps;
-        let mut known = true;
-        for step in steps {
-            match self.platform.apply(&view.link, step.clone()).await {
-                Ok(()) => {
-                    log_step(&view.link, &step);
-                    view.device.apply(&step);
-                    status.applied_steps += 1;
-                }
-                Err(failure) => {
-                    status.errors.push(error::chain(&failure));
-                    known = false;
-                    // A port that is taken keeps no peer from being served on the old one.
-                    if !matches!(step, Step::ListenPort(_)) {
-                        break;
-                    }
-                }
-            }
-        }
+        let known = self.apply(steps, &mut view, status).await;
         status.listen_port = Some(view.device.listen_port).filter(|port| *port != 0);
         status.peers = view.device.peers().len();
         if known {
@@ -152,6 +135,32 @@ impl<P: Platform> Wireguard<P> {
             self.publish_link(Some(view.link.clone()));
             self.view = Some(view);
         }
+    }
+
+    /// Does the steps in order; returns whether all were done.
+    async fn apply(&self, steps: Vec<Step>, view: &mut View, status: &mut Status) -> bool {
+        let (mut all, mut changed_peers) = (true, 0);
+        for step in steps {
+            match self.platform.apply(&view.link, step.clone()).await {
+                Ok(()) => {
+                    changed_peers += log_step(&view.link, &step);
+                    view.device.apply(&step);
+                    status.applied_steps += 1;
+                }
+                Err(failure) => {
+                    status.errors.push(error::chain(&failure));
+                    all = false;
+                    // A port that is taken keeps no peer from being served on the old one.
+                    if !matches!(step, Step::ListenPort(_)) {
+                        break;
+                    }
+                }
+            }
+        }
+        if changed_peers > 0 {
+            tracing::info!(link = %view.link.name, changes = changed_peers, "peers changed");
+        }
+        all
     }
 
     /// Keeps the names of the model resolved, and looks again at those whose peers do not answer.
@@ -238,14 +247,16 @@ fn named(peer: &Peer) -> Option<(&Peer, (String, u16))> {
     }
 }
 
-fn log_step(link: &Link, step: &Step) {
+/// Logs a change of the device; changes of peers are only counted, they come by the thousand.
+fn log_step(link: &Link, step: &Step) -> usize {
     let link = &link.name;
     match step {
         Step::PrivateKey(key) => tracing::info!(%link, public_key = %key.public(), "private key set"),
         Step::Fwmark(mark) => tracing::info!(%link, mark, "mark set"),
         Step::ListenPort(port) => tracing::info!(%link, port, "listen port set"),
-        Step::Peers(changes) => tracing::info!(%link, changes = changes.len(), "peers changed"),
+        Step::Peers(changes) => return changes.len(),
     }
+    0
 }
 
 #[cfg(test)]
