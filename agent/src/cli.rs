@@ -10,6 +10,7 @@ mod config;
 mod dns;
 mod doctor;
 mod down;
+mod import;
 mod output;
 mod peers;
 mod ping;
@@ -25,6 +26,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::api::CommandError;
+use crate::app::Launch;
 use crate::config::{Config, LoadError, Override, ResolveError};
 use crate::foundation::error::chain;
 use client::ClientError;
@@ -36,17 +38,6 @@ pub struct Daemon {
     pub run: fn(Launch) -> ExitCode,
     /// Removes what is ours from the kernel while no agent runs; the lines say what was removed.
     pub remove: fn(&Config) -> Result<Vec<String>, CommandError>,
-}
-
-/// What an agent is started with; read again at a reload.
-#[derive(Debug, Clone)]
-pub struct Launch {
-    /// The file of `--config`; `None`: the default one, which may be absent.
-    pub file: Option<PathBuf>,
-    /// The environment, then `--set`.
-    pub overrides: Vec<Override>,
-    /// Both, read and laid over each other.
-    pub config: Config,
 }
 
 /// Runs the command line of this process.
@@ -119,6 +110,8 @@ enum Failure {
     #[error(transparent)]
     Command(#[from] CommandError),
     #[error(transparent)]
+    Import(#[from] import::ImportError),
+    #[error(transparent)]
     Ping(#[from] ping::PingError),
     #[error(transparent)]
     Dns(#[from] dns::DnsError),
@@ -133,7 +126,12 @@ impl Failure {
             Self::Client(error) => error.exit(),
             Self::Ping(error) => error.exit(),
             Self::Dns(error) => error.exit(),
-            Self::Config(_) | Self::Settings(_) | Self::Write(_) | Self::Runtime(_) | Self::Command(_) => Exit::Failed,
+            Self::Config(_)
+            | Self::Settings(_)
+            | Self::Write(_)
+            | Self::Runtime(_)
+            | Self::Command(_)
+            | Self::Import(_) => Exit::Failed,
         };
         output::complain(&format!("weft: {}\n", chain(&self)));
         exit
@@ -159,14 +157,16 @@ struct Cli {
     command: Command,
 }
 
+const TARGET: &str = "Which agent";
+
 /// Which agent is meant.
 #[derive(Debug, Args)]
 struct Target {
     /// The configuration file [default: /etc/weft/weft.toml if it exists]
-    #[arg(long, global = true, value_name = "FILE", env = "WEFT_CONFIG")]
+    #[arg(long, global = true, value_name = "FILE", env = "WEFT_CONFIG", hide_env_values = true, help_heading = TARGET)]
     config: Option<PathBuf>,
     /// The directory of the agent's control socket [default: run_dir of the configuration]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = TARGET)]
     run_dir: Option<PathBuf>,
 }
 
@@ -220,9 +220,12 @@ enum ClientCommand {
     /// What differs is applied, the rest is not touched; no session or counter is lost. A configuration that is wrong, or
     /// that needs a restart, is refused whole.
     Reload(JsonArgs),
-    /// Check or convert configuration
+    /// Check configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Take over the configuration of another tool
+    #[command(subcommand)]
+    Import(ImportCommand),
     /// Ask the mesh's name server
     #[command(subcommand)]
     Dns(DnsCommand),
@@ -323,6 +326,32 @@ enum ConfigCommand {
 }
 
 #[derive(Debug, Subcommand)]
+enum ImportCommand {
+    /// Write weft.toml and key files that mean the same as a wg-quick file
+    ///
+    /// The link keeps its name, so an agent started with them adopts the running link with its sessions. What Weft does
+    /// otherwise is named line by line. Files that exist are never overwritten.
+    #[command(after_help = "Examples:\n  sudo weft import wg-quick /etc/wireguard/wg0.conf\n  \
+                            weft import wg-quick wg0.conf --output ./weft && weft config check ./weft/weft.toml")]
+    WgQuick(ImportArgs),
+}
+
+#[derive(Debug, Args)]
+struct ImportArgs {
+    /// The file; its name without .conf is the link's
+    file: PathBuf,
+    /// Where weft.toml and keys/ are written
+    #[arg(long, value_name = "DIR", default_value = "/etc/weft")]
+    output: PathBuf,
+    /// Import although the file runs commands (PreUp, PostUp, PreDown, PostDown), which Weft does not
+    #[arg(long)]
+    skip_hooks: bool,
+    /// What was written, as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
 enum DnsCommand {
     /// Ask the agent's name server for a name
     #[command(
@@ -357,6 +386,7 @@ fn dispatch(target: &Target, command: &ClientCommand, daemon: Daemon) -> Result<
         ClientCommand::Down(args) => block_on(async { down::run(target, args.json, daemon).await }),
         ClientCommand::Reload(args) => block_on(async { down::reload(&target.client()?, args.json).await }),
         ClientCommand::Config(ConfigCommand::Check { file }) => config::check(target, file.as_deref()),
+        ClientCommand::Import(ImportCommand::WgQuick(args)) => import::wg_quick(args),
         ClientCommand::Dns(DnsCommand::Query(args)) => block_on(async { dns::run(target, args).await }),
         ClientCommand::Completions { shell } => completions(*shell),
         ClientCommand::Version(args) => block_on(async { version::run(&target.client()?, args.json).await }),
@@ -369,10 +399,14 @@ fn block_on(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, F
 }
 
 fn completions(shell: clap_complete::Shell) -> Result<Exit, Failure> {
+    output::print(&script(shell))?;
+    Ok(Exit::Ok)
+}
+
+fn script(shell: clap_complete::Shell) -> String {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "weft", &mut script);
-    output::print(&String::from_utf8_lossy(&script))?;
-    Ok(Exit::Ok)
+    String::from_utf8_lossy(&script).into_owned()
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use super::client::Client;
 use super::output;
-use super::{AgentArgs, Daemon, Failure, Launch, Target};
+use super::{AgentArgs, Daemon, Failure, Target};
+use crate::app::Launch;
 use crate::config::{self, Config, LoadError, Override, Source};
 use crate::foundation::error::chain;
 
