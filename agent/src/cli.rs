@@ -27,7 +27,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::api::CommandError;
 use crate::app::Launch;
-use crate::config::{Config, LoadError, Override, ResolveError};
+use crate::config::{Config, LoadError, ResolveError};
 use crate::foundation::error::chain;
 use client::ClientError;
 
