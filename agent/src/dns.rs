@@ -9,6 +9,7 @@
 //! | [`metrics`] | what is counted |
 //! | [`upstream`] | forwarding, its cache, the host's own resolvers |
 //! | [`handler`] | the same answers over hickory-server's types, and the forwarded ones |
+//! | [`hook`] | whether the host's own resolver asks us |
 //! | [`server`] | sockets, threads and connections |
 //!
 //! In: [`Settings`], the model, the link. Out: [`status::Status`] and answers. Invariants: a name of ours is never
@@ -31,6 +32,7 @@ pub mod upstream;
 
 pub mod handler;
 
+pub mod hook;
 pub mod server;
 
 use std::path::PathBuf;
@@ -38,7 +40,10 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use self::config::Config;
+use self::config::{Config, HookChoice};
+use self::hook::Hook;
+use self::hook::resolv_conf::{ResolvConfError, Restored};
+use self::hook::resolved::Resolved;
 use self::metrics::Metrics;
 use self::server::{Server, ServerError};
 use self::status::Status;
@@ -78,7 +83,8 @@ impl Settings {
 #[derive(Debug)]
 pub struct Handle {
     server: reconcile::Handle<Arc<Status>>,
-    _follow: Task,
+    _follow: [Task; 2],
+    _hook: Task,
 }
 
 impl Handle {
@@ -95,15 +101,28 @@ impl Handle {
 pub fn start(
     settings: Settings,
     model: watch::Receiver<Arc<Model>>,
-    _link: watch::Receiver<Option<Link>>,
+    link: watch::Receiver<Option<Link>>,
     metrics: &Registry,
     readiness: Blocker,
     stop: Stop,
 ) -> Result<Handle, ServerError> {
     let files = settings.host_files();
-    let server = Server::new(settings.config, files, model.clone(), Metrics::new(metrics), readiness)?;
+    let choice = if settings.config.enabled { settings.config.hook } else { HookChoice::Off };
+    let (hook_state, hook) = watch::channel(hook::State::default());
     let trigger = Trigger::default();
-    let follow = trigger.follow(model);
-    let server = reconcile::start(server, trigger, Arc::default(), stop);
-    Ok(Handle { server, _follow: follow })
+    let follow = [trigger.follow(model.clone()), trigger.follow(hook.clone())];
+    let metrics = Metrics::new(metrics);
+    let server = Server::new(settings.config, files.clone(), model.clone(), hook, metrics, readiness)?;
+    let server = reconcile::start(server, trigger, Arc::default(), stop.clone());
+    let inputs = hook::Inputs { model, link, server: server.status() };
+    let hook = hook::start(Hook::new(choice, files, Resolved::default()), inputs, hook_state, stop);
+    Ok(Handle { server, _follow: follow, _hook: hook })
+}
+
+/// Takes away what outlives the agent: the resolver hook. For `weft down`.
+///
+/// # Errors
+/// `/etc/resolv.conf` could not be put back.
+pub fn down(settings: &Settings) -> Result<Restored, ResolvConfError> {
+    hook::down(settings.host_files())
 }

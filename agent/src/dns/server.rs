@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use self::forward::Queue;
 use super::config::Config;
 use super::handler::{Handler, Shared};
+use super::hook;
 use super::metrics::Metrics;
 use super::status::Status;
 use super::upstream::host::{self, HostFiles};
@@ -99,6 +100,7 @@ pub struct Server {
     config: Config,
     files: HostFiles,
     model: watch::Receiver<Arc<Model>>,
+    hook: watch::Receiver<hook::State>,
     built_from: Arc<Model>,
     serial: u32,
     shared: Arc<Shared>,
@@ -116,6 +118,7 @@ impl Server {
         config: Config,
         files: HostFiles,
         model: watch::Receiver<Arc<Model>>,
+        hook: watch::Receiver<hook::State>,
         metrics: Metrics,
         starting: Blocker,
     ) -> Result<Self, ServerError> {
@@ -134,7 +137,7 @@ impl Server {
         });
         let queue = Queue::start(Handler::new(Arc::clone(&shared)));
         let starting = Some(starting);
-        Ok(Self { config, files, model, built_from, serial, shared, queue, listeners: BTreeMap::new(), starting })
+        Ok(Self { config, files, model, hook, built_from, serial, shared, queue, listeners: BTreeMap::new(), starting })
     }
 
     fn renew_zone(&mut self) -> Result<(), NotAName> {
@@ -248,14 +251,18 @@ impl Reconciler for Server {
         errors.extend(self.renew_listeners().iter().map(|failure| error::chain(failure)));
         errors.extend(self.renew_upstreams().err());
         self.starting = None;
+        // A hook that fails is tried again by its own task.
+        let failed = !errors.is_empty();
+        let hook = self.hook.borrow_and_update().clone();
+        errors.extend(hook.error);
         let status = Status {
             listening: self.listening(),
             names: self.shared.zone.load().mesh_names(),
             upstreams: self.shared.forwarder.load().upstreams().to_vec(),
-            hook: None,
+            hook: hook.hook,
             errors,
         };
-        Pass { failed: !status.errors.is_empty(), status: Arc::new(status) }
+        Pass { failed, status: Arc::new(status) }
     }
 }
 

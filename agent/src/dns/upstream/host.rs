@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::sys::file::{self, FileError};
 
-/// Where systemd-resolved's local stub listens; it is no upstream but a client of the real ones.
+/// Where systemd-resolved's local stub listens.
 const RESOLVED_STUBS: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
 
@@ -38,6 +38,11 @@ pub fn nameservers(text: &str) -> Vec<IpAddr> {
     found
 }
 
+/// Whether this is systemd-resolved's local stub, which is no upstream but a client of the real ones.
+pub fn is_resolved_stub(address: &IpAddr) -> bool {
+    RESOLVED_STUBS.contains(address)
+}
+
 /// The upstreams of this host, without those in `own`.
 ///
 /// # Errors
@@ -47,8 +52,8 @@ pub fn read(files: &HostFiles, own: &[SocketAddr]) -> Result<Vec<SocketAddr>, Fi
     if addresses.iter().any(|address| is_own(SocketAddr::new(*address, 53), own)) {
         addresses.extend(nameservers_of(&files.backup)?);
     }
-    if addresses.iter().any(|address| RESOLVED_STUBS.contains(address)) {
-        addresses.retain(|address| !RESOLVED_STUBS.contains(address));
+    if addresses.iter().any(is_resolved_stub) {
+        addresses.retain(|address| !is_resolved_stub(address));
         addresses.extend(nameservers_of(&files.resolved)?);
     }
     let mut upstreams: Vec<SocketAddr> = Vec::new();
