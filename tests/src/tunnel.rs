@@ -1,6 +1,8 @@
 //! The embedded WireGuard device against a real kernel: TUNs in namespaces of their own, driven by `wg` as the agent and
 //! any tool would drive it.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test that calls them")]
+
 mod control;
 mod interop;
 mod traffic;
