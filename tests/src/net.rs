@@ -4,6 +4,7 @@
 mod firewall;
 mod host;
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use host::{Host, SETTLED};
@@ -188,4 +189,22 @@ fn a_default_route_goes_into_a_table_of_its_own() {
     agent.until(SETTLED, |status| status.routes == 1 && status.errors.is_empty());
     assert!(host.ip(&["route", "show", "table", "51820"]).contains("default dev weft0 proto 87"));
     assert!(host.ip(&["route"]).contains("default via 192.0.2.1 dev eth0"));
+}
+
+#[test]
+fn an_overrun_of_the_event_socket_wakes_everybody() {
+    if !may_run() {
+        return;
+    }
+    let host = Host::new();
+    // Far more than the socket holds, while the only thread that reads it is busy here.
+    let batch: String = (0..20_000).map(|n| format!("route add 10.{}.{}.0/24 dev lo\n", n / 250, n % 250)).collect();
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    file.write_all(batch.as_bytes()).expect("written");
+    let path = file.path().to_str().expect("text").to_owned();
+    let woken = host.with_monitor(|| {
+        host.ip(&["-batch", &path]);
+    });
+    assert!(woken, "a subscriber that wants no change at all is woken when changes were lost");
+    assert!(!host.with_monitor(|| drop(host.ip(&["link", "set", "lo", "up"]))), "and not otherwise");
 }

@@ -86,8 +86,8 @@ impl std::fmt::Display for Step {
 pub enum Refusal {
     #[error(
         "allowed_ips {network} of peer {peer} is a default route and is not installed in the main table, where the \
-         tunnel's own packets would follow it; set network.table to a table of your own and wireguard.fwmark, and add \
-         `ip rule add not fwmark MARK table TABLE`"
+         tunnel's own packets would follow it; set network.table to a table of your own and wireguard.fwmark, and add the \
+         rules `not fwmark MARK table TABLE` and, before it, `table main suppress_prefixlength 0` with `ip rule add`"
     )]
     DefaultRoute { network: IpNet, peer: NodeId },
     #[error(

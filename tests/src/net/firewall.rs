@@ -1,11 +1,14 @@
 //! Our nftables table against the real packet filter.
 
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 
 use integration_tests::gate;
 use integration_tests::netns::{NetNs, veth};
 use integration_tests::process::Process;
 use integration_tests::wait::eventually;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::TcpMaxSeg;
 use weft_agent::net::config::FirewallConfig;
 
 use super::COMES_BACK;
@@ -228,4 +231,34 @@ fn forwarded_packets_pass_and_leave_with_the_address_of_their_link() {
     let firewall = Firewall::start(&router, everything());
     firewall.until(|status| status.table.is_some());
     ping().expect("the source is translated to 192.0.2.1");
+}
+
+#[test]
+fn forwarded_tcp_is_clamped_to_the_tunnel_in_both_directions() {
+    if !may_run() {
+        return;
+    }
+    let [peer, router, outside] = [(); 3].map(|()| NetNs::new().expect("a namespace"));
+    veth((&peer, "eth0", &["10.80.0.2/24"]), (&router, "weft0", &["10.80.0.1/24"])).expect("a link");
+    veth((&router, "eth0", &["192.0.2.1/24"]), (&outside, "eth0", &["192.0.2.2/24"])).expect("a link");
+    peer.run(&["ip", "route", "add", "default", "via", "10.80.0.1"]).expect("ip succeeds");
+    outside.run(&["ip", "route", "add", "10.80.0.0/24", "via", "192.0.2.1"]).expect("ip succeeds");
+    router.run(&["ip", "link", "set", "weft0", "mtu", "1400"]).expect("ip succeeds");
+    router.run(&["sysctl", "-qw", "net.ipv4.ip_forward=1"]).expect("sysctl succeeds");
+    // Neither end knows of the narrow link: both offer what Ethernet carries, less 12 bytes for time stamps.
+    assert_eq!(segment_sizes(&peer, &outside), (1448, 1448));
+    let firewall = Firewall::start(&router, FirewallConfig { forward: true, ..FirewallConfig::default() });
+    firewall.until(|status| status.table.is_some());
+    assert_eq!(segment_sizes(&peer, &outside), (1348, 1348));
+}
+
+/// The segment sizes that the two ends of a new connection use.
+fn segment_sizes(client: &NetNs, server: &NetNs) -> (u32, u32) {
+    let listener = server.enter(|| TcpListener::bind("192.0.2.2:0")).expect("entered").expect("a listener");
+    let address = listener.local_addr().expect("bound");
+    let connected =
+        client.enter(|| TcpStream::connect_timeout(&address, SETTLED)).expect("entered").expect("connected");
+    let (accepted, _) = listener.accept().expect("accepted");
+    let size = |stream: &TcpStream| getsockopt(stream, TcpMaxSeg).expect("a TCP socket");
+    (size(&connected), size(&accepted))
 }

@@ -17,7 +17,7 @@ use weft_agent::model::{Backend, Link, Model, Node};
 use weft_agent::net::config::{Config, FirewallConfig, FirewallSettings, Settings};
 use weft_agent::net::status::{FirewallStatus, Status};
 use weft_agent::net::{self, Inputs};
-use weft_agent::sys::rtnetlink::monitor::Monitor;
+use weft_agent::sys::rtnetlink::monitor::{Change, Monitor};
 
 /// How long a start may take.
 pub(super) const SETTLED: Duration = Duration::from_secs(10);
@@ -55,6 +55,32 @@ impl Host {
     pub(super) fn start_with(&self, config: Config, addresses: &[&str], allowed: &[&str]) -> Agent {
         let settings = config.validate(0).expect("a valid table");
         Agent::start(&self.namespace, settings, model(addresses, allowed))
+    }
+
+    /// Does `work` while a monitor cannot read, then lets it read everything; returns whether it woke a subscriber that
+    /// wants no change.
+    pub(super) fn with_monitor(&self, work: impl FnOnce() + Send) -> bool {
+        let woken = self.namespace.enter(|| {
+            runtime().block_on(async {
+                let monitor = Monitor::start().expect("a netlink socket");
+                let (unwilling, last) = (Trigger::default(), Trigger::default());
+                monitor.subscribe_to(|_change| false, unwilling.clone());
+                let marker = |change: &Change| matches!(change, Change::Link { name, .. } if name == "marker");
+                monitor.subscribe_to(marker, last.clone());
+                work();
+                let read = async {
+                    // What was lost may hold the marker: it is made anew until it is read.
+                    while last.count() == 0 || unwilling.count() == last.count() {
+                        self.ip(&["link", "add", "marker", "type", "bridge"]);
+                        self.ip(&["link", "del", "marker"]);
+                        tokio::task::yield_now().await;
+                    }
+                };
+                tokio::time::timeout(SETTLED, read).await.expect("the monitor reads on");
+                unwilling.count() > 0
+            })
+        });
+        woken.expect("the namespace can be entered")
     }
 
     /// Runs `weft down`'s part; returns the addresses and routes it removed.
