@@ -21,7 +21,7 @@ use toolchain::{Linker, Toolchain};
 
 /// What Debian needs for `cargo xtask ebpf` without rustup's nightly.
 pub(crate) const DEBIAN_PACKAGES: &[&str] =
-    &["cargo-web", "rustc-web", "rust-web-src", "llvm-22-dev", "libpolly-22-dev", "libzstd-dev", "zlib1g-dev"];
+    &["cargo-web", "rustc-web", "rust-web-src", "llvm-22-dev", "libpolly-22-dev", "zlib1g-dev"];
 
 /// The objects: the binary of `agent-ebpf` and the committed file.
 const OBJECTS: &[(&str, &str)] =
