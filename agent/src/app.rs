@@ -182,13 +182,18 @@ async fn stop(domains: Domains, settings: Settings, end: End, domain_shutdown: S
         warn!(%error, "failed to tell the service manager about the stop");
     });
     let model = domains.current();
+    let embedded = domains.embedded_link();
     drop(domains);
     if !domain_shutdown.drain(DRAIN).await {
         warn!("some tasks did not stop in time; their work stays as it is");
     }
     if let End::Remove(reply) = end {
         let settings = Settings { model, ..settings };
-        let result = removal::remove_all(&settings).await;
+        let mut result = removal::remove_all(&settings).await;
+        if let (Ok(lines), Some(link)) = (&mut result, embedded) {
+            // It went away with the domains.
+            lines.push(format!("link {link} with the embedded device"));
+        }
         // A caller that went away needs no answer; the log has it.
         reply.send(result).unwrap_or_else(|_result| info!("nobody waits for what was removed"));
     }

@@ -7,9 +7,10 @@ use tokio::sync::watch;
 use crate::api::{Figures, FiguresReader};
 use crate::config::Settings;
 use crate::foundation::error::chain;
+use crate::foundation::id::LinkName;
 use crate::foundation::lifecycle::{Readiness, Shutdown};
 use crate::foundation::metrics::Metrics;
-use crate::model::Model;
+use crate::model::{Backend, Model};
 use crate::sys::rtnetlink::monitor::{Change, Monitor};
 use crate::{dns, ebpf, net, wireguard};
 
@@ -83,6 +84,13 @@ impl Domains {
     /// The model now.
     pub(super) fn current(&self) -> Arc<Model> {
         Arc::clone(&self.model.borrow())
+    }
+
+    /// The link of the embedded device, which goes away with this process.
+    pub(super) fn embedded_link(&self) -> Option<LinkName> {
+        let status = self.wireguard.status();
+        let link = status.borrow().link.clone()?;
+        matches!(link.backend, Backend::Userspace).then_some(link.name)
     }
 
     /// Hands new settings to everything that takes them while it runs; what is equal wakes nobody.
