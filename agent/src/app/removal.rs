@@ -2,8 +2,9 @@
 
 use crate::api::{CommandError, CommandResult};
 use crate::config::{Config, Settings, check};
+use crate::dns::hook::resolv_conf::Restored;
 use crate::foundation::error::chain;
-use crate::{ebpf, net, wireguard};
+use crate::{dns, ebpf, net, wireguard};
 
 /// Removes what is ours while no agent runs; the lines say what was removed. Doing it again removes nothing.
 ///
@@ -34,11 +35,22 @@ pub(super) async fn remove_all(settings: &Settings) -> CommandResult {
         Ok(lines) => removed.extend(lines),
         Err(error) => errors.push(error),
     };
+    note(resolver_hook(settings));
     note(accounting(settings));
     note(firewall(settings).await);
     note(network(settings).await);
     note(tunnel(settings).await);
     if errors.is_empty() { Ok(removed) } else { Err(CommandError(errors.join("; "))) }
+}
+
+fn resolver_hook(settings: &Settings) -> Result<Vec<String>, String> {
+    Ok(match dns::down(&settings.dns).map_err(|error| chain(&error))? {
+        Restored::NotOurs => Vec::new(),
+        Restored::Restored => vec!["the host resolver's hook; /etc/resolv.conf is as it was".to_owned()],
+        Restored::LeftAlone => {
+            vec!["the note of a former resolver hook; /etc/resolv.conf was changed since and stays".to_owned()]
+        }
+    })
 }
 
 async fn firewall(settings: &Settings) -> Result<Vec<String>, String> {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Config, WebConfig};
+use crate::dns::wire::{NotAName, WireName};
 use crate::foundation::id::{InvalidName, NodeId};
 use crate::foundation::telemetry::{self, TelemetryError};
 use crate::model::key::PrivateKey;
@@ -47,6 +48,8 @@ pub enum ResolveError {
     Model(#[from] ModelError),
     #[error(transparent)]
     Network(#[from] net::config::ConfigError),
+    #[error("dns.domain is not a domain name like weft.internal")]
+    Domain(#[source] NotAName),
     #[error(transparent)]
     Accounting(#[from] ebpf::config::ConfigError),
 }
@@ -94,6 +97,7 @@ fn with_passing_key(config: &Config, wireguard: &wireguard::config::Config) -> w
 fn checked_peers(config: &Config) -> Result<Vec<PeerConfig>, ResolveError> {
     telemetry::parse_level(&config.log.level)?;
     config.accounting.validate()?;
+    WireName::parse(&config.dns.domain).map_err(ResolveError::Domain)?;
     Ok(config.peer.iter().map(|peer| peer.clone().validate()).collect::<Result<_, _>>()?)
 }
 
