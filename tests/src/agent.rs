@@ -14,7 +14,7 @@ use integration_tests::gate;
 use integration_tests::key::KeyPair;
 use integration_tests::netns::NetNs;
 use integration_tests::scenario::Scenario;
-use integration_tests::wait::eventually;
+use integration_tests::wait::{eventually, eventually_some};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -195,7 +195,8 @@ fn number(value: &Value, key: &str) -> u64 {
     found.unwrap_or_default()
 }
 
-/// ICMP bytes that `agent` sent to a peer.
+/// ICMP bytes that `agent` sent to a peer, once it counts.
 fn tx_icmp(agent: &TestAgent<'_>, name: &str) -> u64 {
-    number(&peer(agent, name).expect("it is a peer")["traffic"]["tx"], "icmp_bytes")
+    let counted = || peer(agent, name).ok().and_then(|peer| peer["traffic"]["tx"]["icmp_bytes"].as_u64());
+    eventually_some(DEADLINE, &format!("{name} is counted"), counted).expect("accounting works here")
 }

@@ -112,7 +112,7 @@ fn ping_by_name(host: &NetNs, resolver: &Path, from: &str, to: &str) -> Result<(
 
 fn transfer(scenario: &Scenario, resolver: &Path) -> Result<()> {
     let mut server = scenario.host(1).command("iperf3");
-    server.args(["--server", "--one-off", "--bind", "10.80.0.2"]);
+    server.args(["--server", "--one-off", "--forceflush", "--bind", "10.80.0.2"]);
     let mut server = Process::spawn("iperf3 on beta", server)?;
     server.wait_for_log("Server listening", DEADLINE)?;
     let words = ["iperf3", "--client", "beta.weft.internal", "--time", IPERF_SECONDS, "--interval", "0"];

@@ -151,6 +151,8 @@ fn a_port_in_use_is_named_and_taken_once_it_is_free() {
         agent.cli_json(&["status"]).is_ok_and(|status| status["problems"].to_string().contains("51820"))
     })
     .expect("it says so");
+    let said = agent.log().lines().filter(|line| line.contains("51820 is in use")).count();
+    assert!(said <= 10, "said {said} times in seconds:\n{}", agent.log());
     drop(holder);
     eventually(DEADLINE, "the agent has taken the port", || {
         agent.cli_json(&["status"]).is_ok_and(|status| status["state"] == "ready")

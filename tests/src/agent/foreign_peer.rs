@@ -88,7 +88,7 @@ impl<'a> Foreign<'a> {
     /// Lets the agent's host send for a moment; returns the bytes that arrived here.
     fn receive_from(&self, agent: &TestAgent<'_>) -> Result<u64> {
         let mut server = self.host.command("iperf3");
-        server.args(["--server", "--one-off", "--bind", "10.80.0.2"]);
+        server.args(["--server", "--one-off", "--forceflush", "--bind", "10.80.0.2"]);
         let mut server = Process::spawn("iperf3", server)?;
         server.wait_for_log("Server listening", DEADLINE)?;
         let text = agent.host().run(&["iperf3", "--client", "10.80.0.2", "--bytes", "20M", "--json"])?;

@@ -12,6 +12,7 @@ fn counters_continue_after_a_kill_and_the_tunnel_comes_back() {
     }
     let scenario = Scenario::new(2).expect("hosts");
     let mut mesh = Mesh::start(&scenario).expect("a mesh");
+    assert_eq!(tx_icmp(&mesh.agents[0], "node-1"), 0, "it counts from the start");
     ping(mesh.agents[0].host(), "10.80.0.2").expect("node-1 answers");
     let before = tx_icmp(&mesh.agents[0], "node-1");
     assert!(before > 0);

@@ -290,12 +290,15 @@ impl<'a> TestAgent<'a> {
         Ok(text)
     }
 
-    /// Runs `weft ARGS --json` and parses the answer.
+    /// Runs `weft ARGS --json` and parses the answer; one of a degraded agent (exit code 4) is an answer too.
     ///
     /// # Errors
-    /// As [`Self::cli_text`], or the answer is not JSON.
+    /// Any other exit code, or the answer is not JSON.
     pub fn cli_json(&self, args: &[&str]) -> Result<serde_json::Value> {
-        let text = self.cli_text(&[args, &["--json"]].concat())?;
+        let output = self.cli(&[args, &["--json"]].concat())?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(matches!(output.status.code(), Some(0 | 4)), "weft {args:?} ended with {}: {errors}", output.status);
         serde_json::from_str(&text).with_context(|| format!("weft {args:?} --json is not JSON: {text}"))
     }
 
