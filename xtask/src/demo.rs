@@ -19,7 +19,7 @@ use crate::{repo, setup};
 
 const NODES: [&str; 3] = ["alpha", "beta", "gamma"];
 const DOMAIN: &str = "weft.internal";
-const IPERF_SECONDS: &str = "3";
+const IPERF_SECONDS: &str = "4";
 const DEADLINE: Duration = Duration::from_secs(20);
 
 pub(crate) fn run() -> Result<()> {
@@ -48,19 +48,25 @@ fn show(interrupt: &Interrupt) -> Result<()> {
         agents.push(TestAgent::start(host, with_peers(&settings, number))?);
         println!("{} is ready: underlay {}, mesh 10.80.0.{}", NODES[number], Scenario::address(number), number + 1);
     }
+    let alpha = &agents[0];
+    agents.iter().try_for_each(TestAgent::wait_until_counting)?;
     let resolver = resolver_file()?;
     for (from, to) in [(0, 1), (0, 2), (1, 2)] {
         interrupt.check()?;
         ping_by_name(scenario.host(from), resolver.path(), NODES[from], NODES[to])?;
     }
     interrupt.check()?;
-    transfer(&scenario, resolver.path())?;
-    interrupt.check()?;
-    let [alpha, ..] = agents.as_slice() else { return Ok(()) };
-    for words in [&["status"][..], &["peers"], &["top", "--once"], &["dns", "query", "beta.weft.internal"]] {
-        println!("\n== alpha$ weft {}", words.join(" "));
-        print!("{}", alpha.cli_text(words)?);
+    transfer(&scenario, resolver.path(), alpha)?;
+    for words in [&["status"][..], &["peers"], &["dns", "query", "beta.weft.internal"]] {
+        interrupt.check()?;
+        show_command(alpha, words)?;
     }
+    Ok(())
+}
+
+fn show_command(alpha: &TestAgent<'_>, words: &[&str]) -> Result<()> {
+    println!("\nalpha$ weft {}", words.join(" "));
+    print!("{}", alpha.cli_text(words)?);
     Ok(())
 }
 
@@ -110,16 +116,24 @@ fn ping_by_name(host: &NetNs, resolver: &Path, from: &str, to: &str) -> Result<(
     Ok(())
 }
 
-fn transfer(scenario: &Scenario, resolver: &Path) -> Result<()> {
+/// A TCP stream from alpha to beta, and `weft top` while it runs.
+fn transfer(scenario: &Scenario, resolver: &Path, alpha: &TestAgent<'_>) -> Result<()> {
     let mut server = scenario.host(1).command("iperf3");
-    server.args(["--server", "--one-off", "--forceflush", "--bind", "10.80.0.2"]);
+    server.args(["--server", "--one-off", "--forceflush"]);
     let mut server = Process::spawn("iperf3 on beta", server)?;
     server.wait_for_log("Server listening", DEADLINE)?;
     let words = ["iperf3", "--client", "beta.weft.internal", "--time", IPERF_SECONDS, "--interval", "0"];
-    println!("\nalpha$ {}", words.join(" "));
-    let text = repo::capture(&mut by_name(scenario.host(0), resolver, &words))?;
-    text.lines()
+    println!("\nalpha$ {} &", words.join(" "));
+    let mut client = Process::spawn("iperf3 on alpha", by_name(scenario.host(0), resolver, &words))?;
+    server.wait_for_log("Accepted connection", DEADLINE)?;
+    show_command(alpha, &["top", "--once"])?;
+    let status = client.wait_for_exit(DEADLINE)?;
+    ensure!(status.success(), "iperf3 ended with {status}: {}", client.tail());
+    println!("\nalpha$ wait");
+    let report = client.log();
+    report
+        .lines()
         .filter(|line| line.contains("sender") || line.contains("receiver"))
-        .for_each(|line| println!("    {line}"));
+        .for_each(|line| println!("{line}"));
     Ok(())
 }

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use crate::key::KeyPair;
 use crate::netns::NetNs;
 use crate::process::Process;
+use crate::wait::eventually;
 
 /// How long a start may take on a loaded machine.
 const READY_DEADLINE: Duration = Duration::from_secs(20);
@@ -265,6 +266,15 @@ impl<'a> TestAgent<'a> {
         });
         self.process = Some(process);
         ready
+    }
+
+    /// Waits until the accounting is attached; what was sent before is not counted.
+    ///
+    /// # Errors
+    /// It is not within the deadline, as on a kernel without BPF.
+    pub fn wait_until_counting(&self) -> Result<()> {
+        let attached = || self.cli_json(&["status"]).is_ok_and(|status| status["accounting"]["hook"].is_string());
+        eventually(READY_DEADLINE, "the accounting is attached", attached)
     }
 
     /// Runs `weft ARGS` against this agent.

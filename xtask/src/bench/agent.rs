@@ -17,8 +17,8 @@ const PEERS: usize = 100;
 const RSS_BUDGET_MB: f64 = 30.0;
 const CPU_BUDGET_PERCENT: f64 = 0.2;
 const FIRST_PACKET_BUDGET_MS: f64 = 300.0;
-/// An idle agent's wake-ups are seconds apart: a shorter sample would measure chance.
-const IDLE_SAMPLE: Duration = Duration::from_secs(60);
+/// An idle agent's wake-ups are seconds apart: the sample is that many measurements long, a minute by default.
+const IDLE_SAMPLE: u64 = 15;
 const ECHO_PORT: u16 = 7;
 
 pub(crate) fn run(context: &Context) -> Result<Vec<Row>> {
@@ -42,7 +42,7 @@ fn idle(context: &Context) -> Result<Vec<Row>> {
     let pid = agent.process().context("the agent runs")?.pid();
     let before = cpu_seconds(pid)?;
     let started = Instant::now();
-    std::thread::sleep(IDLE_SAMPLE);
+    std::thread::sleep(Duration::from_secs(IDLE_SAMPLE * context.seconds));
     let percent = (cpu_seconds(pid)? - before) / started.elapsed().as_secs_f64() * 100.0;
     let budget = |what: &str, unit, ours, budget| Row {
         what: format!("{what}, idle with {PEERS} peers"),
