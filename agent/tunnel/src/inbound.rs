@@ -31,14 +31,16 @@ pub(crate) fn run(shared: &Shared) -> io::Result<()> {
     let mut receiver = Receiver::new(shared);
     let mut socket = shared.socket();
     loop {
-        if receiver.receive(&socket) == 0 {
-            match wait(shared, &socket)? {
-                Woken::Messages => {}
-                Woken::SocketChanged => socket = shared.socket(),
-                Woken::Stop => return Ok(()),
-            }
-        }
+        let may_have_more = receiver.receive(&socket);
         receiver.deliver()?;
+        if may_have_more {
+            continue;
+        }
+        match wait(shared, &socket)? {
+            Woken::Messages => {}
+            Woken::SocketChanged => socket = shared.socket(),
+            Woken::Stop => return Ok(()),
+        }
     }
 }
 
@@ -89,27 +91,26 @@ impl<'a> Receiver<'a> {
         Self { shared, coalescer, buffers: Default::default() }
     }
 
-    /// Takes what waits on the socket, up to a batch, and returns how many runs that were.
-    fn receive(&mut self, socket: &UdpSocket) -> usize {
+    /// Takes what waits on the socket, up to a batch; false when nothing is left there.
+    fn receive(&mut self, socket: &UdpSocket) -> bool {
         let mut buffers = std::mem::take(&mut self.buffers);
-        let mut count = 0;
+        let mut may_have_more = true;
         for buffer in &mut buffers {
             match socket.receive(buffer) {
                 Ok(received) => {
                     let run = buffer.split();
                     self.take(run, received.segment_len, received.from);
-                    count += 1;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    may_have_more = false;
+                    break;
                 }
                 // Errors of earlier sends (ICMP) are reported here too and say nothing about the next message.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => {
-                    tracing::trace!(%error, "receive");
-                    count += 1;
-                }
+                Err(error) => tracing::trace!(%error, "receive"),
             }
         }
         self.buffers = buffers;
-        count
+        may_have_more
     }
 
     /// Handles a run of messages of one sender.
@@ -133,7 +134,7 @@ impl<'a> Receiver<'a> {
                 }
             };
             if session.as_ref().is_none_or(|(known, _)| *known != index) {
-                session = shared.sessions().get(&index).map(|peer| (index, Arc::clone(peer)));
+                session = shared.peer_of_session(index).map(|peer| (index, peer));
             }
             match &session {
                 Some((_, peer)) => self.data(&registry, peer, &mut run, segment_len, from),
@@ -200,8 +201,8 @@ impl<'a> Receiver<'a> {
                 let entry = sender.and_then(|sender| registry.peers.get(&sender.peer_static_public));
                 (entry.map(|entry| Arc::clone(&entry.peer)), 148)
             }
-            WgKind::HandshakeResp(response) => (shared.sessions().get(&response.receiver_idx.get()).cloned(), 92),
-            WgKind::CookieReply(cookie) => (shared.sessions().get(&cookie.receiver_idx.get()).cloned(), 0),
+            WgKind::HandshakeResp(response) => (shared.peer_of_session(response.receiver_idx.get()), 92),
+            WgKind::CookieReply(cookie) => (shared.peer_of_session(cookie.receiver_idx.get()), 0),
             WgKind::Data(_) => return,
         };
         let Some(peer) = peer else { return };

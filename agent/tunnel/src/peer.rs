@@ -58,9 +58,12 @@ impl Peer {
         self.removed.load(Ordering::Relaxed)
     }
 
-    /// The timer thread and the session table forget the peer when they see this.
-    pub(crate) fn set_removed(&self) {
+    /// Ends its sessions and wipes their keys; the timer thread and the session table forget it when they see the mark.
+    pub(crate) fn remove(&self) {
         self.removed.store(true, Ordering::Relaxed);
+        let mut state = self.lock();
+        state.tunn = None;
+        state.preshared_key = None;
     }
 }
 

@@ -18,9 +18,9 @@ use crate::routes::Routes;
 use crate::socket::UdpSocket;
 use crate::tun::Tun;
 
-/// Handshakes a second from one address before it must prove that it owns the address; the same as kernel WireGuard's
-/// order of magnitude (20 a second with a burst of 5 there, counted in full seconds here).
-const HANDSHAKES_PER_SECOND: u64 = 25;
+/// Handshakes a second from one address before it must prove that it owns the address, at the price of a retry. A
+/// hundred cost about two percent of a core, and a site of some hundred peers behind one address still gets in at once.
+const HANDSHAKES_PER_SECOND: u64 = 100;
 
 /// One device.
 pub(crate) struct Shared {
@@ -45,9 +45,51 @@ pub(crate) struct Registry {
     pub(crate) identity: Option<Identity>,
     pub(crate) fwmark: u32,
     pub(crate) peers: HashMap<[u8; 32], Entry>,
-    /// Keys in the order they were added, which is the order they are listed in. Removed ones are left out lazily.
-    pub(crate) order: Vec<Arc<Peer>>,
+    /// Peers in the order they were added, which is the order they are listed in. Removed ones stay for a while, so
+    /// that removing one does not cost a walk over all.
+    order: Vec<Arc<Peer>>,
     pub(crate) routes: Routes<Arc<Peer>>,
+}
+
+/// Removed peers that `Registry::order` may hold beyond as many as there are others.
+const REMOVED_IN_ORDER: usize = 64;
+
+impl Registry {
+    /// The peers that are there, in the order they were added.
+    pub(crate) fn listed(&self) -> impl Iterator<Item = &Entry> {
+        let present = self.order.iter().filter(|peer| !peer.is_removed());
+        present.filter_map(|peer| self.peers.get(&peer.key))
+    }
+
+    pub(crate) fn find_or_add(&mut self, key: [u8; 32]) -> Arc<Peer> {
+        if let Some(entry) = self.peers.get(&key) {
+            return Arc::clone(&entry.peer);
+        }
+        let peer = Arc::new(Peer::new(key));
+        self.order.push(Arc::clone(&peer));
+        self.peers.insert(key, Entry { peer: Arc::clone(&peer), allowed_ips: BTreeSet::new() });
+        peer
+    }
+
+    pub(crate) fn remove(&mut self, key: &[u8; 32]) {
+        let Some(entry) = self.peers.remove(key) else { return };
+        entry.peer.remove();
+        for net in &entry.allowed_ips {
+            self.routes.remove(*net);
+        }
+        if self.order.len() > 2 * self.peers.len() + REMOVED_IN_ORDER {
+            self.order.retain(|peer| !peer.is_removed());
+        }
+    }
+
+    pub(crate) fn remove_all(&mut self) {
+        for entry in self.peers.values() {
+            entry.peer.remove();
+        }
+        self.peers.clear();
+        self.order.clear();
+        self.routes = Routes::default();
+    }
 }
 
 /// A peer and the prefixes it owns in `routes`.
@@ -136,12 +178,14 @@ impl Shared {
         self.registry.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn sessions(&self) -> RwLockReadGuard<'_, HashMap<u32, Arc<Peer>>> {
-        self.sessions.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(crate) fn sessions_mut(&self) -> RwLockWriteGuard<'_, HashMap<u32, Arc<Peer>>> {
         self.sessions.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The peer that a session or handshake of ours belongs to.
+    pub(crate) fn peer_of_session(&self, index: u32) -> Option<Arc<Peer>> {
+        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        sessions.get(&index).filter(|peer| !peer.is_removed()).cloned()
     }
 
     /// Drops the indices that no handshake and no session uses any more.

@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::sys::{self, MAX_DATAGRAM, Received};
+use crate::sys::{self, Received};
 
 /// Room for about 60 runs of 64 KiB, so that a burst survives while the other threads have the processor.
 const BUFFER_BYTES: usize = 4 << 20;
@@ -18,6 +18,9 @@ const BUFFER_BYTES: usize = 4 << 20;
 pub(crate) const MAX_SEGMENTS: usize = 64;
 /// A send that cannot go out for this long is given up, so that stopping never waits on a stuck interface.
 const SEND_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// Room for a run over IPv6, which may be a little longer than one over IPv4.
+const RECEIVE_ROOM: usize = 65_536;
 
 /// A bound socket.
 #[derive(Debug)]
@@ -68,7 +71,7 @@ impl UdpSocket {
 
     /// Receives into the empty `buffer` without waiting, growing it as needed. The sender is never a mapped address.
     pub(crate) fn receive(&self, buffer: &mut BytesMut) -> io::Result<Received> {
-        buffer.reserve(MAX_DATAGRAM);
+        buffer.reserve(RECEIVE_ROOM);
         let mut received = sys::receive(&self.socket, buffer)?;
         received.from.set_ip(received.from.ip().to_canonical());
         Ok(received)
@@ -80,7 +83,7 @@ impl UdpSocket {
     }
 
     /// Sends messages of `segment_len` bytes, the last of which may be shorter: at most [`MAX_SEGMENTS`], together at
-    /// most [`MAX_DATAGRAM`] bytes. Messages that cannot be sent are lost, as on any network.
+    /// most [`sys::MAX_DATAGRAM`] bytes. Messages that cannot be sent are lost, as on any network.
     pub(crate) fn send_run(&self, to: SocketAddr, messages: &[IoSlice<'_>], segment_len: usize) {
         let to = self.address(to);
         if messages.len() > 1 && self.sends_runs() {

@@ -87,7 +87,7 @@ pub(crate) struct Received {
     pub(crate) segment_len: usize,
 }
 
-/// Appends what is waiting on `socket` to the empty `buffer`, which must have room for [`MAX_DATAGRAM`] bytes. Never waits.
+/// Appends what is waiting on `socket` to the empty `buffer`, which must have room for the longest one. Never waits.
 pub(crate) fn receive(socket: &impl AsFd, buffer: &mut BytesMut) -> io::Result<Received> {
     debug_assert!(buffer.is_empty(), "what is received is appended");
     let mut storage = SockAddrStorage::zeroed();

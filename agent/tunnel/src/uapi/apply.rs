@@ -9,7 +9,7 @@ use gotatun::x25519::StaticSecret;
 use ipnet::IpNet;
 
 use crate::peer::Peer;
-use crate::shared::{Entry, Identity, Registry, Shared};
+use crate::shared::{Identity, Registry, Shared, raise};
 use crate::socket::UdpSocket;
 use crate::uapi::request::{AllowedIp, Assigned, Change, Existing, PeerChange};
 
@@ -18,7 +18,7 @@ pub(crate) fn apply(shared: &Shared, change: Change) -> io::Result<()> {
     let mut registry = shared.registry_mut();
     change_socket(shared, &mut registry, change.listen_port, change.fwmark)?;
     if change.replace_peers {
-        remove_all(&mut registry);
+        registry.remove_all();
     }
     if let Some(key) = change.private_key {
         set_private_key(shared, &mut registry, key);
@@ -29,8 +29,8 @@ pub(crate) fn apply(shared: &Shared, change: Change) -> io::Result<()> {
         change_peer(shared, &mut registry, peer);
     }
     if has_removed {
-        registry.order.retain(|peer| !peer.is_removed());
-        shared.forget_ended_sessions();
+        // The timer thread lets go of them.
+        raise(&shared.timers.wake);
     }
     Ok(())
 }
@@ -66,10 +66,7 @@ fn set_private_key(shared: &Shared, registry: &mut Registry, key: Assigned) {
     if let Some(identity) = &registry.identity {
         // Nobody is a peer of itself.
         let own = *identity.public.as_bytes();
-        if let Some(entry) = registry.peers.remove(&own) {
-            forget(&mut registry.routes, &entry);
-            registry.order.retain(|peer| !peer.is_removed());
-        }
+        registry.remove(&own);
     }
     let identity = registry.identity.as_ref();
     for entry in registry.peers.values() {
@@ -84,22 +81,6 @@ fn set_private_key(shared: &Shared, registry: &mut Registry, key: Assigned) {
     }
 }
 
-fn remove_all(registry: &mut Registry) {
-    for entry in registry.peers.values() {
-        entry.peer.set_removed();
-    }
-    registry.peers.clear();
-    registry.order.clear();
-    registry.routes = crate::routes::Routes::default();
-}
-
-fn forget(routes: &mut crate::routes::Routes<Arc<Peer>>, entry: &Entry) {
-    entry.peer.set_removed();
-    for net in &entry.allowed_ips {
-        routes.remove(*net);
-    }
-}
-
 fn change_peer(shared: &Shared, registry: &mut Registry, change: PeerChange) {
     let is_self = registry.identity.as_ref().is_some_and(|identity| *identity.public.as_bytes() == change.key);
     if is_self {
@@ -107,15 +88,13 @@ fn change_peer(shared: &Shared, registry: &mut Registry, change: PeerChange) {
     }
     match change.existing {
         Existing::Remove => {
-            if let Some(entry) = registry.peers.remove(&change.key) {
-                forget(&mut registry.routes, &entry);
-            }
+            registry.remove(&change.key);
             return;
         }
         Existing::UpdateOnly if !registry.peers.contains_key(&change.key) => return,
         Existing::UpdateOnly | Existing::UpdateOrAdd => {}
     }
-    let peer = find_or_add(registry, change.key);
+    let peer = registry.find_or_add(change.key);
     set_allowed_ips(registry, &peer, change.replace_allowed_ips, &change.allowed_ips);
     let mut state = peer.lock();
     match change.preshared_key {
@@ -135,17 +114,6 @@ fn change_peer(shared: &Shared, registry: &mut Registry, change: PeerChange) {
     {
         state.wake(&peer, identity, shared);
     }
-}
-
-fn find_or_add(registry: &mut Registry, key: [u8; 32]) -> Arc<Peer> {
-    if let Some(entry) = registry.peers.get(&key) {
-        return Arc::clone(&entry.peer);
-    }
-    let peer = Arc::new(Peer::new(key));
-    registry.order.push(Arc::clone(&peer));
-    let entry = Entry { peer: Arc::clone(&peer), allowed_ips: std::collections::BTreeSet::new() };
-    registry.peers.insert(key, entry);
-    peer
 }
 
 /// New prefixes are set before old ones go, and one that moves changes hands in a single step.

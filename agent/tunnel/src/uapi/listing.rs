@@ -28,10 +28,8 @@ fn write_all(text: &mut String, registry: &Registry, port: u16) -> fmt::Result {
     if registry.fwmark != 0 {
         writeln!(text, "fwmark={}", registry.fwmark)?;
     }
-    for peer in &registry.order {
-        if let Some(entry) = registry.peers.get(&peer.key) {
-            write_peer(text, entry)?;
-        }
+    for entry in registry.listed() {
+        write_peer(text, entry)?;
     }
     Ok(())
 }
