@@ -60,7 +60,8 @@ impl Row {
 type Area = fn(&Context) -> Result<Vec<Row>>;
 
 /// Every area by the name it is asked for.
-const AREAS: &[(&str, Area)] = &[("accounting", accounting::run), ("agent", agent::run), ("tunnel", tunnel::run)];
+const AREAS: &[(&str, Area)] =
+    &[("accounting", accounting::run), ("agent", agent::run), ("dns", dns::run), ("tunnel", tunnel::run)];
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {

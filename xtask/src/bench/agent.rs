@@ -123,7 +123,7 @@ fn peer(name: &str, settings: &Settings, number: usize) -> PeerTable {
 }
 
 /// User and system time of a process (proc(5), `stat` fields 14 and 15).
-fn cpu_seconds(pid: u32) -> Result<f64> {
+pub(super) fn cpu_seconds(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("the agent is gone")?;
     // The name in parentheses may hold spaces.
     let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;
