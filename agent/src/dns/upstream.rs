@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use hickory_proto::op::{DnsRequest, DnsRequestOptions, Message, Query, ResponseCode};
-use hickory_proto::rr::{Name, Record};
+use hickory_proto::rr::rdata::{CNAME, NS, PTR};
+use hickory_proto::rr::{Name, RData, Record};
 use hickory_resolver::config::{NameServerConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::xfer::DnsHandle as _;
@@ -298,15 +299,36 @@ fn into_found(result: Result<Message, NetError>, wanted: &Wanted, source: Source
         Err(error) => return Err(ForwardError::Failed(error)),
     };
     for record in answers.iter_mut().chain(&mut authorities) {
-        // The client sees its own case again, not our shuffle.
-        if record.name == *wanted.query.name() {
-            record.name = wanted.query.name().clone();
-        }
+        restore_case(record, wanted.query.name());
     }
     // A code that is neither yes nor no says nothing about the name: the client hears that we failed to find out.
     let known = [(ResponseCode::NoError, Rcode::NoError), (ResponseCode::NXDomain, Rcode::NxDomain)];
     let rcode = known.iter().find(|(theirs, _)| *theirs == code).map_or(Rcode::ServFail, |(_, ours)| *ours);
     Ok(Found { rcode, answers, authorities, authentic, source })
+}
+
+/// Shows the client its own case again instead of our shuffle. Names that end like the question do so by pointers to
+/// it (RFC 1035 section 4.1.4), so the shuffle shows in owners and in targets.
+fn restore_case(record: &mut Record, asked: &Name) {
+    record.name = in_case_of(&record.name, asked);
+    if let RData::CNAME(CNAME(target)) | RData::NS(NS(target)) | RData::PTR(PTR(target)) = &mut record.data {
+        *target = in_case_of(target, asked);
+    } else if let RData::MX(exchange) = &mut record.data {
+        exchange.exchange = in_case_of(&exchange.exchange, asked);
+    } else if let RData::SOA(soa) = &mut record.data {
+        soa.mname = in_case_of(&soa.mname, asked);
+        soa.rname = in_case_of(&soa.rname, asked);
+    }
+}
+
+/// `name`, with the labels that it shares with the end of `asked` written as there.
+fn in_case_of(name: &Name, asked: &Name) -> Name {
+    let same = |(left, right): &(&[u8], &[u8])| left.eq_ignore_ascii_case(right);
+    let shared = name.iter().rev().zip(asked.iter().rev()).take_while(same).count();
+    let own = name.iter().take(name.iter().count() - shared);
+    let theirs = asked.iter().skip(asked.iter().count() - shared);
+    // Labels of two names that are right cannot make one that is wrong: the result is as long as `name`.
+    Name::from_labels(own.chain(theirs)).unwrap_or_else(|_impossible| name.clone())
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 use std::net::Ipv4Addr;
 
 use hickory_proto::op::MessageType;
+use hickory_proto::rr::RecordType;
 use hickory_proto::rr::rdata::{A, SOA};
-use hickory_proto::rr::{RData, RecordType};
 use tokio::net::UdpSocket;
 
 use super::*;
@@ -139,4 +139,14 @@ async fn our_own_question_come_back_is_a_loop() {
         result = forwarder.lookup(&asked) => panic!("the upstream is silent: {result:?}"),
     }
     assert!(!forwarder.is_own_shuffle(&wanted("www.some-long-name.example.com.").query.name));
+}
+
+#[test]
+fn shared_ends_are_written_as_asked() {
+    let name = |text: &str| Name::from_ascii(text).expect("a name");
+    let restored = |text: &str, asked: &str| in_case_of(&name(text), &name(asked)).to_string();
+    assert_eq!(restored("wWw.CoRP.eXaMplE.", "Alias.corp.Example."), "wWw.corp.Example.");
+    assert_eq!(restored("CoRP.eXaMplE.", "alias.corp.example."), "corp.example.");
+    assert_eq!(restored("WWW.example.", "www.example."), "www.example.");
+    assert_eq!(restored("Other.NET.", "www.example."), "Other.NET.");
 }
