@@ -20,9 +20,9 @@ pub(crate) const INNER: [&str; 3] = ["10.80.0.1", "10.80.0.2", "10.80.0.3"];
 /// The same for IPv6.
 pub(crate) const INNER6: [&str; 3] = ["fd80::1", "fd80::2", "fd80::3"];
 
-/// First packets take up to a hundred milliseconds under emulation, handshakes several times that, and a busy host
-/// stretches both.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Only a failure waits this long. Under emulation a handshake takes a tenth of a second and the verifier seconds for
+/// a program; a host busy with other builds stretches both tenfold.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The hosts.
 #[derive(Debug)]
@@ -68,13 +68,42 @@ impl Lab {
     pub(crate) fn agents(&self) -> Result<Vec<TestAgent<'_>>> {
         let mut agents = Vec::new();
         for (host, settings) in self.hosts.iter().zip(self.settings()?) {
-            agents.push(TestAgent::start(host, settings)?);
+            agents.push(start(host, settings)?);
         }
         for address in &INNER[1..self.hosts.len()] {
             reach(self.host(0), address)?;
         }
         Ok(agents)
     }
+}
+
+/// Starts an agent and waits until all of it works.
+pub(crate) fn start(host: &NetNs, settings: Settings) -> Result<TestAgent<'_>> {
+    let mut agent = TestAgent::start(host, settings)?;
+    settle(&mut agent)?;
+    Ok(agent)
+}
+
+/// Waits until everything the agent is to do is done: it is ready as soon as the tunnel works, and its programs take
+/// seconds to be verified under emulation.
+pub(crate) fn settle(agent: &mut TestAgent<'_>) -> Result<()> {
+    agent.wait_until_ready()?;
+    let mut last = None;
+    let settled = eventually(PATIENCE, "the agent has done all it wants", || {
+        last = agent.cli_json(&["status"]).ok();
+        last.as_ref().is_some_and(is_settled)
+    });
+    settled.with_context(|| format!("status: {last:?}; log: {}", agent.log()))
+}
+
+fn is_settled(status: &Value) -> bool {
+    let is_there = |pointer: &str| status.pointer(pointer).is_some_and(|value| !value.is_null());
+    let nothing_applied = |pointer: &str| status.pointer(pointer).and_then(Value::as_u64) == Some(0);
+    let addresses = status.pointer("/network/addresses").and_then(Value::as_u64).unwrap_or_default();
+    is_there("/accounting/hook")
+        && addresses > 0
+        && nothing_applied("/wireguard/applied_steps")
+        && nothing_applied("/network/applied_steps")
 }
 
 /// Settings for the agent of host `at`, without peers.

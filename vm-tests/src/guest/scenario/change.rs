@@ -10,7 +10,7 @@ use integration_tests::wait::eventually;
 use nix::sys::signal::Signal;
 
 use crate::guest::figures;
-use crate::guest::lab::{INNER, Lab, NAMES, PATIENCE, node, peer, reach};
+use crate::guest::lab::{self, INNER, Lab, NAMES, PATIENCE, node, peer, reach};
 use crate::guest::report::Report;
 use crate::guest::stream::{Count, Stream};
 
@@ -22,10 +22,10 @@ const MOVES: usize = 4;
 pub(super) fn allowed_ip(report: &mut Report) -> Result<()> {
     let lab = Lab::new(2)?;
     let keys = [KeyPair::generate()?, KeyPair::generate()?, KeyPair::generate()?];
-    let mut alpha = TestAgent::start(lab.host(0), hub(&keys, 1)?)?;
+    let mut alpha = lab::start(lab.host(0), hub(&keys, 1)?)?;
     let spoke = |at: usize| Ok::<_, anyhow::Error>(node(at, &keys[at])?.peer(peer(0, &keys[0])));
-    let _beta = TestAgent::start(lab.host(1), spoke(1)?)?;
-    let _gamma = TestAgent::start(lab.host(2), spoke(2)?)?;
+    let _beta = lab::start(lab.host(1), spoke(1)?)?;
+    let _gamma = lab::start(lab.host(2), spoke(2)?)?;
     for (at, address) in INNER.iter().enumerate().skip(1) {
         lab.host(at).run(&["ip", "address", "add", SERVICE, "dev", "lo"])?;
         reach(lab.host(0), address)?;
@@ -74,8 +74,8 @@ pub(super) fn keys(report: &mut Report) -> Result<()> {
     let keys = [KeyPair::generate()?, KeyPair::generate()?];
     let preshared = tempfile::NamedTempFile::new()?;
     write_secret(preshared.path(), &key::preshared()?)?;
-    let mut alpha = TestAgent::start(lab.host(0), end(0, &keys, preshared.path())?)?;
-    let mut beta = TestAgent::start(lab.host(1), end(1, &keys, preshared.path())?)?;
+    let mut alpha = lab::start(lab.host(0), end(0, &keys, preshared.path())?)?;
+    let mut beta = lab::start(lab.host(1), end(1, &keys, preshared.path())?)?;
     reach(lab.host(0), INNER[1])?;
     let link = figures::ifindex(&alpha)?;
     let before = figures::peer(&alpha, NAMES[1])?;

@@ -8,7 +8,7 @@ use integration_tests::agent::TestAgent;
 use integration_tests::netns::NetNs;
 use integration_tests::wait::eventually;
 
-use crate::guest::lab::{INNER, Lab, PATIENCE, reach};
+use crate::guest::lab::{self, INNER, Lab, PATIENCE, reach};
 use crate::guest::report::Report;
 
 /// Objects of somebody else, as like ours as they can be.
@@ -37,10 +37,10 @@ pub(super) fn down(report: &mut Report) -> Result<()> {
     let mut settings = lab.settings()?.into_iter();
     let (own, other) = settings.next().zip(settings.next()).context("the lab has two hosts")?;
     let mut agent = TestAgent::prepare(host, own.table(FIREWALL))?;
-    let beta = TestAgent::start(lab.host(1), other)?;
+    let beta = lab::start(lab.host(1), other)?;
     let before = Snapshot::take(host)?;
     agent.launch()?;
-    agent.wait_until_ready()?;
+    lab::settle(&mut agent)?;
     reach(host, INNER[1])?;
     let up = Snapshot::take(host)?;
     for (part, (there, now)) in PARTS.iter().zip(before.0.iter().zip(&up.0)) {

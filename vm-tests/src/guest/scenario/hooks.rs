@@ -7,7 +7,7 @@ use integration_tests::agent::TestAgent;
 use serde_json::Value;
 
 use crate::guest::figures;
-use crate::guest::lab::{Lab, NAMES, at};
+use crate::guest::lab::{self, Lab, NAMES, at};
 use crate::guest::machine;
 use crate::guest::report::Report;
 use crate::tool;
@@ -24,7 +24,7 @@ fn best_hook() -> Result<&'static str> {
 pub(super) fn facilities(report: &mut Report) -> Result<()> {
     let lab = Lab::new(1)?;
     let settings = lab.settings()?.into_iter().next().context("the lab has hosts")?;
-    let agent = TestAgent::start(lab.host(0), settings)?;
+    let agent = lab::start(lab.host(0), settings)?;
     let status = agent.cli_json(&["status"])?;
     let hook = best_hook()?;
     for (pointer, wanted) in [("/wireguard/backend", "kernel"), ("/accounting/hook", hook), ("/state", "ready")] {
@@ -69,9 +69,11 @@ pub(super) fn survive_restarts(report: &mut Report) -> Result<()> {
     let counted = figures::peer(agent, NAMES[1])?;
     for _ in 0..RESTARTS {
         agent.restart()?;
+        lab::settle(agent)?;
     }
     agent.kill9()?;
     agent.restart()?;
+    lab::settle(agent)?;
     let last = Attached::observe(agent)?;
     ensure!(first == last, "the attached programs changed over restarts: {first:?}, then {last:?}");
     let counted_later = figures::peer(agent, NAMES[1])?;

@@ -8,7 +8,7 @@ use integration_tests::process::Process;
 use nix::sys::signal::Signal;
 
 use crate::guest::figures;
-use crate::guest::lab::{INNER, Lab, NAMES, PATIENCE};
+use crate::guest::lab::{self, INNER, Lab, NAMES, PATIENCE};
 use crate::guest::report::Report;
 use crate::guest::stream::{DATAGRAM, Stream};
 use crate::guest::trace;
@@ -72,7 +72,7 @@ fn launch_traced(agent: &mut TestAgent<'_>, file: &str) -> Result<()> {
     // `-D` makes the tracer the child: the process started is the agent, and is killed or stopped as such.
     let calls = format!("trace={}", trace::CALLS);
     agent.launch_under(&["strace", "-D", "-f", "-s", "256", "-e", &calls, "-e", "signal=none", "-o", file])?;
-    agent.wait_until_ready()
+    lab::settle(agent)
 }
 
 fn check_trace(report: &mut Report, trace: &str) -> Result<()> {
