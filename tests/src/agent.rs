@@ -1,6 +1,7 @@
 //! The whole agent: what an operator sees of it from the first start to `weft down`.
 
 mod bad_input;
+mod command_line;
 mod foreign_peer;
 mod monitoring;
 mod packaging;

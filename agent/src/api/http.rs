@@ -46,7 +46,7 @@ where
     A: Future<Output = io::Result<S>> + Send,
     C: AsyncServe<S>,
 {
-    let mut connections = Group::new(name);
+    let mut connections = Group::new("connection");
     loop {
         let has_room = connections.len() < MAX_CONNECTIONS;
         let accepted = tokio::select! {

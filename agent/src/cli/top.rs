@@ -95,7 +95,7 @@ fn render(rates: &Rates, style: Style) -> String {
         table.row(row(&peer.name, Tone::Neutral, &peer.rx, &peer.tx));
     }
     table.row(row("unattributed", Tone::Faint, &rates.unattributed_rx, &rates.unattributed_tx));
-    let mut text = format!("{} peers, over {:.1} s\n", rates.peers.len(), rates.interval_ms as f64 / 1000.0);
+    let mut text = format!("{} peer(s), over {:.1} s\n", rates.peers.len(), rates.interval_ms as f64 / 1000.0);
     text.push_str(&table.render(style));
     for error in &rates.errors {
         text.push_str(&format!("{} {error}\n", style.paint(Tone::Bad, "missing:")));
@@ -140,7 +140,7 @@ mod tests {
             ..Default::default()
         };
         let text = render(&rates, Style::Plain);
-        assert!(text.starts_with("1 peers, over 1.0 s\nPEER "), "{text}");
+        assert!(text.starts_with("1 peer(s), over 1.0 s\nPEER "), "{text}");
         assert!(text.contains("1.00 KiB") && text.contains("2.00 KiB") && text.contains("unattributed"), "{text}");
         assert!(text.ends_with("missing: no counters\n"), "{text}");
     }
