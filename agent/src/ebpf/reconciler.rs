@@ -125,20 +125,24 @@ impl<P: Platform> Worker<P> {
 
     fn reconcile(&mut self, cause: Cause, model: &Model, link: &Link) -> Result<Outcome, PlatformError> {
         let hooks = self.platform.observe_hooks(link)?;
+        let wanted = self.wanted_hook(&hooks);
+        let hook_steps = wanted.as_ref().map_or_else(|_no_tcx| Vec::new(), |(hook, _)| plan::hooks(*hook, &hooks));
+        // A program is about to be bound to what is pinned now, which need not be what is remembered.
+        let cause = if hook_steps.is_empty() { cause } else { Cause::Start };
         let mut maps = match self.look(cause)? {
             Some(maps) => maps,
             None => self.create_maps(link)?,
         };
-        let desired = spec::desired(model, &maps.indexes, maps.sizes);
-        let (wanted, fallback_reason) = match self.wanted_hook(&hooks) {
+        let (wanted, fallback_reason) = match wanted {
             Ok(wanted) => wanted,
             Err(error) => {
                 let status = Status { errors: vec![error.to_string()], ..Status::default() };
                 return Ok(Outcome { status, snapshot: self.snapshot(model, &maps), failed: true });
             }
         };
+        let desired = spec::desired(model, &maps.indexes, maps.sizes);
         let mut steps = plan::maps(&desired, &maps);
-        steps.extend(plan::hooks(wanted, &hooks));
+        steps.extend(hook_steps);
         for step in &steps {
             self.platform.apply(step, link)?;
             maps.after(step);

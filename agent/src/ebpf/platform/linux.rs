@@ -46,7 +46,7 @@ struct Open {
     maps: Maps,
     counters: Arc<CounterMap>,
     /// `None` where the log records cannot be read; the counting does not need them.
-    _logs: Option<Task>,
+    logs: Option<Task>,
 }
 
 impl Linux {
@@ -65,16 +65,19 @@ impl Linux {
     }
 
     fn open(&mut self) -> Result<&mut Open, PlatformError> {
-        let open = match self.open.take() {
-            Some(open) => open,
-            None => {
-                let _in_runtime = self.runtime.enter();
-                let maps = Maps::open(&self.pins)?;
-                let counters = Arc::new(CounterMap::open(&self.pins)?);
-                Open { maps, counters, _logs: logs::follow(&self.pins) }
-            }
-        };
-        Ok(self.open.insert(open))
+        match self.open.take() {
+            Some(open) => Ok(self.open.insert(open)),
+            None => self.reopen(),
+        }
+    }
+
+    /// Opens what is pinned now, which another program may have replaced.
+    fn reopen(&mut self) -> Result<&mut Open, PlatformError> {
+        let _in_runtime = self.runtime.enter();
+        let logs = self.open.take().and_then(|open| open.logs).or_else(|| logs::follow(&self.pins));
+        let maps = Maps::open(&self.pins)?;
+        let counters = Arc::new(CounterMap::open(&self.pins)?);
+        Ok(self.open.insert(Open { maps, counters, logs }))
     }
 
     fn slots(&self, link: &Link, side: Side, found: &[HookPin]) -> Result<(Slots, bool), PlatformError> {
@@ -213,7 +216,7 @@ impl Platform for Linux {
             self.open = None;
             return Ok(None);
         }
-        let maps = &self.open()?.maps;
+        let maps = &self.reopen()?.maps;
         Ok(Some(MapContents {
             sizes: maps.sizes(),
             indexes: maps.indexes()?,
