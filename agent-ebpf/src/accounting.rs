@@ -78,9 +78,10 @@ pub fn weft_egress(ctx: TcContext) -> i32 {
 fn account(ctx: &TcContext, direction: Direction) -> i32 {
     // SAFETY: the kernel passes a valid context, and the field is plain data.
     let ethertype = unsafe { (*ctx.skb.skb).protocol };
+    let l2 = l2_length();
     let owner = match ethertype {
-        ETH_P_IP => v4_owner(ctx, direction),
-        ETH_P_IPV6 => v6_owner(ctx, direction),
+        ETH_P_IP => v4_owner(ctx, l2, direction),
+        ETH_P_IPV6 => v6_owner(ctx, l2, direction),
         _ => Ok(Owner { index: UNATTRIBUTED, protocol: u8::MAX }),
     };
     let owner = match owner {
@@ -90,17 +91,16 @@ fn account(ctx: &TcContext, direction: Direction) -> i32 {
             Owner { index: UNATTRIBUTED, protocol: u8::MAX }
         }
     };
-    add(ctx, direction, &owner, ethertype);
+    add(ctx, l2, direction, &owner);
     TC_ACT_UNSPEC
 }
 
 #[inline(always)]
-fn v4_owner(ctx: &TcContext, direction: Direction) -> Result<Owner, Short> {
+fn v4_owner(ctx: &TcContext, l2: usize, direction: Direction) -> Result<Owner, Short> {
     let offset = match direction {
         Direction::Rx => 12,
         Direction::Tx => 16,
     };
-    let l2 = l2_length();
     let start = ctx.data() + l2;
     let (address, protocol) = if start + V4_HEADER <= ctx.data_end() {
         // SAFETY: the comparison above proved the header's bytes to be there, and IP headers begin at even addresses.
@@ -118,12 +118,11 @@ fn v4_owner(ctx: &TcContext, direction: Direction) -> Result<Owner, Short> {
 }
 
 #[inline(always)]
-fn v6_owner(ctx: &TcContext, direction: Direction) -> Result<Owner, Short> {
+fn v6_owner(ctx: &TcContext, l2: usize, direction: Direction) -> Result<Owner, Short> {
     let offset = match direction {
         Direction::Rx => 8,
         Direction::Tx => 24,
     };
-    let l2 = l2_length();
     let start = ctx.data() + l2;
     let (address, protocol) = if start + V6_HEADER <= ctx.data_end() {
         let first = start + offset;
@@ -153,7 +152,7 @@ unsafe fn word(address: usize) -> u32 {
 }
 
 #[inline(always)]
-fn add(ctx: &TcContext, direction: Direction, owner: &Owner, ethertype: u32) {
+fn add(ctx: &TcContext, l2: usize, direction: Direction, owner: &Owner) {
     let Some(counters) = COUNTERS.get_ptr_mut(owner.index) else { return };
     // SAFETY: the map's element of this CPU; bottom halves are off, so nobody else writes this direction now.
     let counters: &mut Counters = unsafe {
@@ -162,15 +161,15 @@ fn add(ctx: &TcContext, direction: Direction, owner: &Owner, ethertype: u32) {
             Direction::Tx => &mut (*counters).tx,
         }
     };
-    let length = ctx.len().saturating_sub(l2_length() as u32);
+    // A packet on a hook has its link-layer header whole: the difference is never negative.
+    let mut bytes = u64::from(ctx.len()).wrapping_sub(l2 as u64);
+    let mut packets = 1;
     // SAFETY: the kernel passes a valid context, and the field is plain data.
-    let whole = unsafe { (*ctx.skb.skb).gso_size } == 0;
-    let (packets, bytes) = if whole {
-        (1, u64::from(length))
-    } else {
-        let packed = segmented(ctx.skb.skb, ethertype, owner.protocol);
-        (packed >> 32, u64::from(length) + (packed & 0xffff_ffff))
-    };
+    if unsafe { (*ctx.skb.skb).gso_size } != 0 {
+        let packed = segmented(ctx.skb.skb, owner.protocol);
+        packets = packed >> 32;
+        bytes += packed & 0xffff_ffff;
+    }
     counters.packets += packets;
     counters.class_bytes[Class::of(owner.protocol) as usize % CLASSES] += bytes;
 }
@@ -179,8 +178,10 @@ fn add(ctx: &TcContext, direction: Direction, owner: &Owner, ethertype: u32) {
 /// headers that segmentation repeats.
 #[unsafe(no_mangle)]
 #[inline(never)]
-fn segmented(skb: *mut __sk_buff, ethertype: u32, protocol: u8) -> u64 {
+fn segmented(skb: *mut __sk_buff, protocol: u8) -> u64 {
     let ctx = TcContext::new(skb);
+    // SAFETY: the kernel passes a valid context, and the field is plain data.
+    let ethertype = unsafe { (*skb).protocol };
     let network = match ethertype {
         ETH_P_IP => u32::from(ctx.load::<u8>(l2_length()).unwrap_or(0x45) & 0x0f) * 4,
         _ => V6_HEADER as u32,

@@ -59,11 +59,15 @@ impl Class {
     /// The class of an IP protocol number (IPv4 `protocol`, IPv6 `next header`).
     #[inline(always)]
     pub const fn of(protocol: u8) -> Self {
-        match protocol {
-            6 => Self::Tcp,
-            17 => Self::Udp,
-            1 | 58 => Self::Icmp,
-            _ => Self::Other,
+        // The common ones first: this runs for every packet.
+        if protocol == 6 {
+            Self::Tcp
+        } else if protocol == 17 {
+            Self::Udp
+        } else if protocol == 1 || protocol == 58 {
+            Self::Icmp
+        } else {
+            Self::Other
         }
     }
 }
