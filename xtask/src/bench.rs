@@ -60,8 +60,13 @@ impl Row {
 type Area = fn(&Context) -> Result<Vec<Row>>;
 
 /// Every area by the name it is asked for.
-const AREAS: &[(&str, Area)] =
-    &[("accounting", accounting::run), ("agent", agent::run), ("dns", dns::run), ("tunnel", tunnel::run)];
+const AREAS: &[(&str, Area)] = &[
+    ("accounting", accounting::run),
+    ("agent", agent::run),
+    ("dns", dns::run),
+    ("tunnel", tunnel::run),
+    ("peers", peers::run),
+];
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::device::{DeviceState, Step};
 use super::metrics::Counters;
@@ -52,6 +53,8 @@ pub(super) struct Wireguard<P> {
     view: Option<View>,
     /// The configured endpoint that each peer was given; tells a changed configuration from a peer that moved.
     applied: BTreeMap<PublicKey, Endpoint>,
+    /// For the log.
+    pass_started: Instant,
 }
 
 /// What the device holds, as far as we know: as it was read, with what we wrote since.
@@ -76,6 +79,7 @@ impl<P: Platform> Wireguard<P> {
             blocker: Some(blocker),
             view: None,
             applied: BTreeMap::new(),
+            pass_started: Instant::now(),
         }
     }
 
@@ -140,6 +144,7 @@ impl<P: Platform> Wireguard<P> {
     /// Does the steps in order; returns whether all were done.
     async fn apply(&self, steps: Vec<Step>, view: &mut View, status: &mut Status) -> bool {
         let (mut all, mut changed_peers) = (true, 0);
+        let started = Instant::now();
         for step in steps {
             match self.platform.apply(&view.link, step.clone()).await {
                 Ok(()) => {
@@ -158,7 +163,8 @@ impl<P: Platform> Wireguard<P> {
             }
         }
         if changed_peers > 0 {
-            tracing::info!(link = %view.link.name, changes = changed_peers, "peers changed");
+            let (write_us, pass_us) = (micros(started), micros(self.pass_started));
+            tracing::info!(link = %view.link.name, changes = changed_peers, write_us, pass_us, "peers changed");
         }
         all
     }
@@ -224,6 +230,7 @@ impl<P: Platform> Reconciler for Wireguard<P> {
     const NAME: &'static str = "wireguard";
 
     async fn pass(&mut self, _cause: Cause) -> Pass<Arc<Status>> {
+        self.pass_started = Instant::now();
         let settings = Arc::clone(&self.settings.borrow_and_update());
         let model = Arc::clone(&self.model.borrow_and_update());
         let mut status = Status::default();
@@ -245,6 +252,10 @@ fn named(peer: &Peer) -> Option<(&Peer, (String, u16))> {
         Endpoint::Address(_) => None,
         Endpoint::Name { host, port } => Some((peer, (host.clone(), *port))),
     }
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Logs a change of the device; changes of peers are only counted, they come by the thousand.
