@@ -6,3 +6,4 @@ mod dns;
 mod harness;
 mod net;
 mod tunnel;
+mod wireguard;

@@ -110,7 +110,9 @@ fn reloads(agent: &mut TestAgent<'_>, peers: usize, context: &Context) -> Result
         writes.push(took.write_us);
         passes.push(took.pass_us);
     }
-    Ok(Took { write_us: median(writes), pass_us: median(passes) })
+    // Every domain answers the same reload at the same time, and they share the processors: the least is the update's own.
+    let write_us = writes.into_iter().fold(f64::INFINITY, f64::min);
+    Ok(Took { write_us, pass_us: median(passes) })
 }
 
 /// Waits for the log line of the change number `earlier` (from 0) of `changes` peers.
