@@ -10,13 +10,13 @@ mod config;
 mod dns;
 mod doctor;
 mod down;
-mod import;
 mod output;
 mod peers;
 mod ping;
 mod status;
 mod top;
 mod version;
+mod wg_quick;
 
 use std::ffi::OsString;
 use std::io;
@@ -110,7 +110,7 @@ enum Failure {
     #[error(transparent)]
     Command(#[from] CommandError),
     #[error(transparent)]
-    Import(#[from] import::ImportError),
+    Import(#[from] wg_quick::ImportError),
     #[error(transparent)]
     Ping(#[from] ping::PingError),
     #[error(transparent)]
@@ -386,7 +386,7 @@ fn dispatch(target: &Target, command: &ClientCommand, daemon: Daemon) -> Result<
         ClientCommand::Down(args) => block_on(async { down::run(target, args.json, daemon).await }),
         ClientCommand::Reload(args) => block_on(async { down::reload(&target.client()?, args.json).await }),
         ClientCommand::Config(ConfigCommand::Check { file }) => config::check(target, file.as_deref()),
-        ClientCommand::Import(ImportCommand::WgQuick(args)) => import::wg_quick(args),
+        ClientCommand::Import(ImportCommand::WgQuick(args)) => wg_quick::run(args),
         ClientCommand::Dns(DnsCommand::Query(args)) => block_on(async { dns::run(target, args).await }),
         ClientCommand::Completions { shell } => completions(*shell),
         ClientCommand::Version(args) => block_on(async { version::run(&target.client()?, args.json).await }),

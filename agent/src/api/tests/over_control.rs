@@ -1,3 +1,5 @@
+//! The control socket over HTTP/1.1: answers, commands, bounds, and who owns the socket file.
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 

@@ -1,3 +1,5 @@
+//! The control socket over gRPC: the same answers, and the streams.
+
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint};
 use weft_proto::weft::v1 as proto;

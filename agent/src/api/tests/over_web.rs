@@ -1,3 +1,5 @@
+//! The web listener: formats, health, and what it refuses.
+
 use prometheus_client::metrics::counter::Counter;
 use tokio::net::TcpStream;
 

@@ -1,4 +1,4 @@
-//! `weft import`: another tool's configuration as `weft.toml` and key files. Never overwrites: it writes all or nothing.
+//! `weft import wg-quick`: another tool's configuration as `weft.toml` and key files. Never overwrites: it writes all or nothing.
 
 use std::fs;
 use std::io;
@@ -59,7 +59,7 @@ struct Report {
     notes: Vec<String>,
 }
 
-pub(super) fn wg_quick(args: &ImportArgs) -> Result<Exit, Failure> {
+pub(super) fn run(args: &ImportArgs) -> Result<Exit, Failure> {
     let report = carry_out(args)?;
     if args.json {
         output::print_json(&report)?;
