@@ -27,8 +27,8 @@ struct Args {
     /// List the scenarios.
     #[arg(long)]
     list: bool,
-    /// Seconds a guest may take from power-on to its last verdict.
-    #[arg(long, default_value_t = 240)]
+    /// Seconds a guest may take from power-on to its last verdict; only one that hangs takes so long.
+    #[arg(long, default_value_t = 1200)]
     timeout: u64,
     /// Run the scenarios on this very machine, as root: for a machine made for it (see Vagrantfile), never for a host in use.
     #[arg(long, conflicts_with_all = ["kernel", "timeout"])]

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use integration_tests::agent::TestAgent;
 use integration_tests::netns::NetNs;
 use integration_tests::wait::eventually;
+use serde_json::Value;
 
 use crate::guest::lab::{self, INNER, Lab, PATIENCE, reach};
 use crate::guest::report::Report;
@@ -42,6 +43,9 @@ pub(super) fn down(report: &mut Report) -> Result<()> {
     agent.launch()?;
     lab::settle(&mut agent)?;
     reach(host, INNER[1])?;
+    eventually(PATIENCE, "the firewall table is there", || {
+        agent.cli_json(&["status"]).is_ok_and(|status| status.pointer("/firewall/table").is_some_and(Value::is_string))
+    })?;
     let up = Snapshot::take(host)?;
     for (part, (there, now)) in PARTS.iter().zip(before.0.iter().zip(&up.0)) {
         // A part that shows nothing of the agent could not show that it is gone.

@@ -45,8 +45,8 @@ pub(super) fn traffic(report: &mut Report) -> Result<()> {
     ));
     check_payload(report, &stream, mtu, after[1].rx.tcp_bytes - before[1].rx.tcp_bytes)?;
     check_pair(&after)?;
-    for (agent, peer) in [alpha, beta].into_iter().zip(&after) {
-        check_wireguard(report, agent, peer)?;
+    for (name, (agent, peer)) in NAMES.iter().zip([alpha, beta].into_iter().zip(&after)) {
+        check_wireguard(report, name, agent, peer)?;
     }
     Ok(())
 }
@@ -116,7 +116,7 @@ fn check_pair([alpha, beta]: &[Peer; 2]) -> Result<()> {
 }
 
 /// Accounting and WireGuard, and WireGuard as `weft` and as `wg` tell it.
-fn check_wireguard(report: &mut Report, agent: &TestAgent<'_>, peer: &Peer) -> Result<()> {
+fn check_wireguard(report: &mut Report, node: &str, agent: &TestAgent<'_>, peer: &Peer) -> Result<()> {
     let [received, sent] = figures::wg(agent, "transfer")?[..] else {
         anyhow::bail!("wg show transfer has two figures")
     };
@@ -126,10 +126,7 @@ fn check_wireguard(report: &mut Report, agent: &TestAgent<'_>, peer: &Peer) -> R
         let Counters { bytes, packets, .. } = counted;
         let least = bytes + packets * WIREGUARD_HEADERS;
         let most = least + packets * WIREGUARD_PADDING + HANDSHAKES;
-        report.note(format_args!(
-            "{}: {least} <= {weft} WireGuard bytes {name} <= {most}",
-            agent.settings().keys().public
-        ));
+        report.note(format_args!("{node}: {least} <= {weft} WireGuard bytes {name} <= {most}"));
         ensure!(least <= weft && weft <= most, "WireGuard {name} {weft} bytes, accounting implies {least} to {most}");
         // `wg` was asked later: a keepalive or a handshake may lie between.
         ensure!(weft <= wg && wg <= weft + HANDSHAKES, "weft says {weft} bytes {name}, wg says {wg}");
