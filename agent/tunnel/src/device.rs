@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crate::shared::{Shared, raise};
+use crate::shared::Shared;
 use crate::socket::UdpSocket;
 use crate::tun::{MtuWatch, Tun};
 use crate::uapi::server::{self, ControlSocket};
@@ -155,7 +155,7 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        raise(&self.shared.stop);
+        self.shared.stop();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!(interface = %self.shared.name, "a thread of the device panicked while stopping");

@@ -33,7 +33,8 @@ pub(crate) fn run(shared: &Shared) -> io::Result<()> {
     loop {
         let may_have_more = receiver.receive(&socket);
         receiver.deliver()?;
-        if may_have_more {
+        // However many messages come, the device can be stopped and moved to another port.
+        if may_have_more && !shared.is_stopping() && shared.is_current(&socket) {
             continue;
         }
         match wait(shared, &socket)? {

@@ -29,6 +29,9 @@ pub(crate) fn run(shared: &Shared) -> io::Result<()> {
     loop {
         match shared.tun.read(&mut frame) {
             Ok((header, length)) => {
+                if shared.is_stopping() {
+                    return Ok(());
+                }
                 if let Some(header) = VnetHeader::decode(&header) {
                     sender.take(header, &frame[..length]);
                 }

@@ -4,7 +4,7 @@
 //! a thread. The data path takes `registry` and `sessions` for reading, once a batch.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use gotatun::noise::index_table::IndexTable;
@@ -32,6 +32,7 @@ pub(crate) struct Shared {
     socket: RwLock<Arc<UdpSocket>>,
     mtu: AtomicUsize,
     pub(crate) timers: TimerInbox,
+    stopping: AtomicBool,
     /// Readable from the moment the device is to stop.
     pub(crate) stop: EventFd,
     /// Readable when the inbound thread is to look for another socket.
@@ -164,6 +165,7 @@ impl Shared {
             socket: RwLock::new(Arc::new(socket)),
             mtu: AtomicUsize::new(mtu),
             timers: TimerInbox { added: Mutex::default(), wake: event()? },
+            stopping: AtomicBool::new(false),
             stop: event()?,
             socket_changed: event()?,
             health: Health { failure: OnceLock::new(), failed: event()? },
@@ -201,6 +203,21 @@ impl Shared {
     pub(crate) fn replace_socket(&self, socket: UdpSocket) {
         *self.socket.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(socket);
         raise(&self.socket_changed);
+    }
+
+    /// Whether messages still arrive on `socket`.
+    pub(crate) fn is_current(&self, socket: &Arc<UdpSocket>) -> bool {
+        Arc::ptr_eq(&self.socket.read().unwrap_or_else(PoisonError::into_inner), socket)
+    }
+
+    /// Wakes every thread and has it end.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        raise(&self.stop);
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 
     pub(crate) fn mtu(&self) -> usize {

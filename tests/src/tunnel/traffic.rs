@@ -219,3 +219,44 @@ fn keepalive_opens_the_session_by_itself() {
     assert_eq!(left.transfer(&right.keys.public), (92, 148 + 32));
     assert_eq!(right.transfer(&left.keys.public), (148 + 32, 92));
 }
+
+#[test]
+fn device_stops_and_moves_under_a_flood() {
+    if !may_run() {
+        return;
+    }
+    let scenario = Scenario::new(2).unwrap();
+    let (left, right) = pair(&scenario);
+    reaches(left.host, tunnel_v4(1));
+    let ends = std::sync::atomic::AtomicBool::new(false);
+    // Two floods: messages on the port of the right device, and packets into its own link.
+    let outside = left.host.enter(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+    let inside = right.host.enter(|| UdpSocket::bind((tunnel_v4(1), 0))).unwrap().unwrap();
+    std::thread::scope(|scope| {
+        let flood = |socket: UdpSocket, target: SocketAddr| {
+            while !ends.load(Ordering::Relaxed) {
+                socket.send_to(&[4; 100], target).ok();
+            }
+        };
+        let under: IpAddr = Scenario::address(1).parse().unwrap();
+        scope.spawn(move || flood(outside, SocketAddr::new(under, PORT)));
+        scope.spawn(move || flood(inside, SocketAddr::new(tunnel_v4(0), 9)));
+        // A failed assertion must end the floods too, for the scope waits for them.
+        let ending = EndOnDrop(&ends);
+        right.host.run(&["wg", "set", &right.link, "listen-port", "40001"]).unwrap();
+        reaches(right.host, tunnel_v4(0));
+        let started = std::time::Instant::now();
+        drop(right.device);
+        let took = started.elapsed();
+        drop(ending);
+        assert!(took < Duration::from_secs(2), "stopping took {took:?}");
+    });
+}
+
+struct EndOnDrop<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

@@ -69,7 +69,12 @@ pub(crate) fn run(context: &Context) -> Result<Vec<Row>> {
     for round in 1..=context.rounds {
         for tunnel in &tunnels {
             eprintln!("  round {round}: {}", tunnel.name);
-            samples.push((tunnel.name, tunnel.measure(&near, context.seconds)?));
+            match tunnel.measure(&near, context.seconds) {
+                Ok(sample) => samples.push((tunnel.name, sample)),
+                // Some programs stall on a busy machine; their other rounds still count. Ours may not.
+                Err(error) if tunnel.name != OURS => eprintln!("  left out: {error:#}"),
+                Err(error) => return Err(error),
+            }
         }
     }
     let figures: Vec<(&str, Figures)> =
