@@ -4,27 +4,36 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::{SigSet, Signal};
+use tokio::signal::unix::{SignalKind, signal};
 
-/// Hears SIGINT and SIGTERM from the moment it is made.
+/// Hears SIGINT, SIGTERM and SIGHUP from the moment it is made.
 #[derive(Debug, Clone)]
 pub(crate) struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// Takes the signals from their default action. Call it before any other thread starts; child processes are not
-    /// affected, because the standard library starts them with an empty signal mask.
+    /// Takes the signals from their default action. By handlers and not by blocking them: a child inherits a blocked
+    /// signal and could not be stopped, while a handler ends with `exec`.
     pub(crate) fn listen() -> Result<Self> {
-        let mut signals = SigSet::empty();
-        signals.add(Signal::SIGINT);
-        signals.add(Signal::SIGTERM);
-        signals.add(Signal::SIGHUP);
-        signals.thread_block().context("failed to block the signals")?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let inside = runtime.enter();
+        let handle = |kind| signal(kind).context("failed to handle a signal");
+        let mut interrupt = handle(SignalKind::interrupt())?;
+        let mut terminate = handle(SignalKind::terminate())?;
+        let mut hangup = handle(SignalKind::hangup())?;
+        drop(inside);
         let heard = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&heard);
         std::thread::spawn(move || {
-            while signals.wait().is_ok() {
-                flag.store(true, Ordering::Relaxed);
-            }
+            runtime.block_on(async {
+                loop {
+                    tokio::select! {
+                        _ = interrupt.recv() => {}
+                        _ = terminate.recv() => {}
+                        _ = hangup.recv() => {}
+                    }
+                    flag.store(true, Ordering::Relaxed);
+                }
+            });
         });
         Ok(Self(heard))
     }

@@ -77,16 +77,17 @@ fn print_next_steps(weft: &Path) -> Result<()> {
     println!(
         "
 The agent runs. In another terminal:
-  {sudo}{weft} status            what is up        {sudo}{weft} doctor    what this kernel offers, and what to fix
-  {sudo}{weft} peers             bytes per peer    {sudo}{weft} top       the same, live
+  {sudo}{weft} status      what is up
+  {sudo}{weft} doctor      what this kernel offers, and what to fix
+  {sudo}{weft} peers       bytes per peer; `top` shows the same, live
   curl http://127.0.0.1:9615/metrics
   dig @127.0.3.3 $(hostname -s).weft.internal
 
 control socket /run/weft/weft.sock   metrics http://127.0.0.1:9615/metrics   DNS 127.0.3.3:53   state /var/lib/weft
 (these are the defaults; {CONFIG} may say otherwise)
 
-To add a peer, edit {CONFIG} and send the agent SIGHUP. Ctrl-C stops the agent; `{sudo}{weft} down` removes its
-link, routes, table and BPF pins."
+To add a peer, edit {CONFIG} and type `{sudo}{weft} reload`.
+Ctrl-C stops the agent; `{sudo}{weft} down` removes its link, routes, table and BPF pins."
     );
     Ok(())
 }
@@ -145,7 +146,10 @@ impl Drop for Agent {
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
             self.terminate();
-            self.child.wait().ok();
+            let ended = eventually(STOP_DEADLINE, "the agent ends", || matches!(self.child.try_wait(), Ok(Some(_))));
+            if ended.is_err() {
+                self.child.kill().ok();
+            }
         }
     }
 }
