@@ -39,6 +39,7 @@ pub fn status(sources: &Sources) -> proto::Status {
         ("dns", &dns.errors),
     ]);
     let fallbacks = fallbacks(&wireguard, &accounting);
+    let notices = notices(&sources.net.borrow(), &sources.firewall.borrow());
     proto::Status {
         schema: SCHEMA,
         node: model.node.id.to_string(),
@@ -50,6 +51,7 @@ pub fn status(sources: &Sources) -> proto::Status {
         waiting_for,
         problems,
         fallbacks,
+        notices,
         wireguard: Some(wireguard),
         network: Some(network),
         firewall: Some(firewall),
@@ -82,6 +84,11 @@ fn fallbacks(wireguard: &proto::WireguardStatus, accounting: &proto::AccountingS
     let hook = accounting.hook.as_deref().unwrap_or("nothing is counted");
     let accounting = accounting.fallback_reason.iter().map(|reason| format!("accounting: {hook}, {reason}"));
     wireguard.chain(accounting).collect()
+}
+
+fn notices(net: &net::status::Status, firewall: &net::status::FirewallStatus) -> Vec<String> {
+    let network = net.notices.iter().map(|notice| format!("network: {notice}"));
+    network.chain(firewall.notices.iter().map(|notice| format!("firewall: {notice}"))).collect()
 }
 
 fn wireguard_status(model: &Model, status: &wireguard::status::Status) -> proto::WireguardStatus {

@@ -75,6 +75,7 @@ fn render(status: &proto::Status, style: Style) -> String {
         ("waiting for", Tone::Warning, &status.waiting_for),
         ("problems", Tone::Bad, &status.problems),
         ("fallbacks", Tone::Warning, &status.fallbacks),
+        ("notices", Tone::Neutral, &status.notices),
     ] {
         if !lines.is_empty() {
             writeln!(text, "\n{}", style.paint(tone, title)).expect(INTO_STRING);

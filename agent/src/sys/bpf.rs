@@ -260,9 +260,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_descriptor_that_is_no_bpf_object_is_an_error() {
+    fn a_descriptor_that_is_no_bpf_object_gives_nothing() {
         let file = std::fs::File::open("/dev/null").expect("there");
         assert!(tcx_link(Path::new("/dev/null")).is_err());
-        assert!(lookup_batch(&file, BatchShape { key_bytes: 4, value_bytes: 8, count: 1 }).is_err());
+        let shape = BatchShape { key_bytes: 4, value_bytes: 8, count: 1 };
+        // The kernel answers EINVAL, as it does for a map it cannot read in batches: reading one by one fails then.
+        assert!(!matches!(lookup_batch(&file, shape), Ok(Some(_))));
     }
 }

@@ -65,3 +65,10 @@ fn a_fallback_is_told_with_its_reason() {
     let expected = ["wireguard: embedded device, no kernel module", "accounting: clsact, Linux 6.1"];
     assert_eq!(fallbacks(&wireguard, &accounting), expected);
 }
+
+#[test]
+fn a_notice_names_its_part() {
+    let net = net::status::Status { notices: vec!["a wider route".to_owned()], ..Default::default() };
+    let firewall = net::status::FirewallStatus { notices: vec!["a foreign drop".to_owned()], ..Default::default() };
+    assert_eq!(notices(&net, &firewall), ["network: a wider route", "firewall: a foreign drop"]);
+}
