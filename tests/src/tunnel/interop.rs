@@ -42,7 +42,8 @@ fn foreign_implementation_is_a_peer_like_any_other() {
     ours.peer(&next.public, &["allowed-ips", &both(1), "endpoint", &endpoint(1)]);
     set_with_file(ours.host, &ours.link, "preshared-key", &secret, &["peer", &next.public]);
     reaches(ours.host, tunnel_v4(1));
-    drop(process);
+    // It takes its control socket away only when it is asked to end.
+    process.stop().unwrap();
 }
 
 /// Received and sent, once nothing is on its way any more.

@@ -22,6 +22,7 @@ use crate::repo;
 
 const OURS: &str = "weft";
 const WIREGUARD_GO: &str = "wireguard-go";
+const CONTROL_DIRECTORY: &str = "/var/run/wireguard";
 const MTU: &str = "1420";
 const SOON: Duration = Duration::from_secs(20);
 
@@ -43,6 +44,7 @@ struct Program {
 struct Tunnel {
     name: &'static str,
     daemons: [Process; 2],
+    links: [String; 2],
     /// The address of the far end.
     far: String,
 }
@@ -147,12 +149,25 @@ impl Tunnel {
         eventually(SOON, &format!("{} carries a ping", program.name), || {
             near.run(&["ping", "-c", "1", "-W", "1", &far_address]).is_ok()
         })?;
-        Ok(Self { name: program.name, daemons, far: far_address })
+        Ok(Self { name: program.name, daemons, links, far: far_address })
     }
 
     fn measure(&self, near: &NetNs, seconds: u64) -> Result<Sample> {
         let pids = self.daemons.each_ref().map(Process::pid);
         sample::measure(near, &self.far, &pids, seconds).with_context(|| format!("measuring {}", self.name))
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        for (daemon, link) in self.daemons.iter_mut().zip(&self.links) {
+            // One that does not end when asked is killed by its guard.
+            daemon.stop().ok();
+            // Not every program takes its files away.
+            for file in ["sock", "name"] {
+                std::fs::remove_file(Path::new(CONTROL_DIRECTORY).join(format!("{link}.{file}"))).ok();
+            }
+        }
     }
 }
 
@@ -162,7 +177,7 @@ fn start_daemon(program: &Program, host: &NetNs, link: &str) -> Result<Process> 
     let mut process = Process::spawn(program.name, command)?;
     // boringtun opens its control socket before the device exists.
     process.wait_for("its device answers", SOON, || {
-        Path::new("/var/run/wireguard").join(format!("{link}.sock")).exists()
+        Path::new(CONTROL_DIRECTORY).join(format!("{link}.sock")).exists()
             && host.run(&["ip", "link", "show", link]).is_ok()
             && host.run(&["wg", "show", link]).is_ok()
     })?;
