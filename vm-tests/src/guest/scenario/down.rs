@@ -43,9 +43,14 @@ pub(super) fn down(report: &mut Report) -> Result<()> {
     agent.launch()?;
     lab::settle(&mut agent)?;
     reach(host, INNER[1])?;
-    eventually(PATIENCE, "the firewall table is there", || {
-        agent.cli_json(&["status"]).is_ok_and(|status| status.pointer("/firewall/table").is_some_and(Value::is_string))
-    })?;
+    let mut status = Value::Null;
+    let table = eventually(PATIENCE, "the firewall table is there", || {
+        status = agent
+            .cli(&["status", "--json"])
+            .map_or(Value::Null, |output| serde_json::from_slice(&output.stdout).unwrap_or(Value::Null));
+        status.pointer("/firewall/table").is_some_and(Value::is_string)
+    });
+    table.with_context(|| format!("status: {status}"))?;
     let up = Snapshot::take(host)?;
     for (part, (there, now)) in PARTS.iter().zip(before.0.iter().zip(&up.0)) {
         // A part that shows nothing of the agent could not show that it is gone.
