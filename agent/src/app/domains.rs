@@ -8,8 +8,9 @@ use crate::api::{Figures, FiguresReader};
 use crate::config::Settings;
 use crate::foundation::error::chain;
 use crate::foundation::id::LinkName;
-use crate::foundation::lifecycle::{Readiness, Shutdown};
+use crate::foundation::lifecycle::{Blocker, Readiness, Shutdown};
 use crate::foundation::metrics::Metrics;
+use crate::foundation::task::{self, Task};
 use crate::model::{Backend, Model};
 use crate::sys::rtnetlink::monitor::{Change, Monitor};
 use crate::{dns, ebpf, net, wireguard};
@@ -34,6 +35,7 @@ pub(super) struct Domains {
     pub(super) firewall: net::firewall::Handle,
     pub(super) accounting: Arc<ebpf::Handle>,
     pub(super) dns: dns::Handle,
+    _ready: [Task; 2],
     _monitor: Monitor,
 }
 
@@ -59,9 +61,18 @@ impl Domains {
         let inputs = net::Inputs { settings: network_rx, model: model_rx.clone(), link: wireguard.link() };
         let net = net::start(inputs, metrics, &monitor, shutdown.stop()).map_err(DomainsError::Netlink)?;
         let firewall = net::firewall::start(firewall_rx, metrics, shutdown.stop());
+        let counting = settings.accounting.config.enabled;
         let accounting = ebpf::start(settings.accounting, model_rx.clone(), wireguard.link(), metrics, shutdown.stop());
         let blocker = readiness.block("dns");
         let dns = dns::start(settings.dns, model_rx, wireguard.link(), metrics, blocker, shutdown.stop())?;
+        let ready = [
+            ready_when(readiness.block("network"), net.status(), |status| {
+                status.mtu.is_some() || !status.errors.is_empty()
+            }),
+            ready_when(readiness.block("accounting"), accounting.status(), move |status| {
+                !counting || status.hook.is_some() || !status.errors.is_empty()
+            }),
+        ];
         Ok(Self {
             wireguard_settings,
             model,
@@ -72,6 +83,7 @@ impl Domains {
             firewall,
             accounting: Arc::new(accounting),
             dns,
+            _ready: ready,
             _monitor: monitor,
         })
     }
@@ -132,6 +144,19 @@ impl Domains {
             })
         })
     }
+}
+
+/// Drops `blocker` once `settled` holds. A part that failed holds nobody up: its errors make the agent degraded.
+fn ready_when<S: Clone + Send + Sync + 'static>(
+    blocker: Blocker,
+    mut status: watch::Receiver<S>,
+    settled: impl Fn(&S) -> bool + Send + Sync + 'static,
+) -> Task {
+    task::spawn("ready-when", async move {
+        // An error means that the domain is gone, and the agent with it.
+        drop(status.wait_for(|status| settled(status)).await);
+        drop(blocker);
+    })
 }
 
 fn replace<T: PartialEq>(sender: &watch::Sender<Arc<T>>, new: Arc<T>) -> bool {
