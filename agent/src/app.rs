@@ -174,7 +174,9 @@ fn announce(config: &Config, settings: &Settings) {
         peers = settings.model.peers().len(),
         "starting"
     );
-    info!(?config, "effective configuration");
+    // Ten thousand peers are no log line; `weft peers` lists them.
+    let shown = Config { peer: Vec::new(), ..config.clone() };
+    info!(config = ?shown, "effective configuration");
 }
 
 async fn stop(domains: Domains, settings: Settings, end: End, domain_shutdown: Shutdown, listeners: Shutdown) {
