@@ -1,6 +1,7 @@
 //! Process 1 of the guest: mounts what an agent expects of a host, and ends the machine.
 
 use std::fs::{self, OpenOptions};
+use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -36,6 +37,11 @@ pub(crate) fn prepare() -> Result<()> {
     for directory in ["/run/netns", "/run/lock", "/dev/shm"] {
         fs::create_dir_all(directory)?;
     }
+    // What udev would have made: `nft` reads its rules from /dev/stdin.
+    for (name, number) in [("stdin", 0), ("stdout", 1), ("stderr", 2)] {
+        symlink(format!("/proc/self/fd/{number}"), format!("/dev/{name}"))?;
+    }
+    symlink("/proc/self/fd", "/dev/fd")?;
     fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")?;
     tool::output(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     Ok(())
