@@ -16,17 +16,25 @@
 //! | [`cli`] | the command line |
 //!
 //! Each may use what stands before it; the domains (`wireguard`, `net`, `ebpf`, `dns`) never import each other. What one
-//! tells another travels as a `watch` of a `model` type, wired in [`app`].
+//! tells another travels as a `watch` of a `model` type, wired in [`app`]. `cargo xtask tidy` holds the table. The tasks and
+//! their channels are listed in [`app`].
+//!
+//! Two things lie outside this crate on purpose. `weft-tunnel`, the embedded WireGuard device, is optimised in every
+//! profile and has an `unsafe` room of its own: its hot path is per packet. `weft-ebpf-common` is shared with the BPF
+//! programs, which are built for another target.
+//!
+//! What holds everywhere: the data plane comes up from local state; what is there is adopted, never made anew; a pass that
+//! finds nothing different writes nothing; a part that fails says so in its status and leaves the others running.
 
-pub mod api;
-pub mod app;
-pub mod cli;
-pub mod config;
+pub mod foundation;
+pub mod sys;
+pub mod model;
+pub mod wireguard;
+pub mod net;
+pub mod ebpf;
 pub mod dns;
 pub mod doctor;
-pub mod ebpf;
-pub mod foundation;
-pub mod model;
-pub mod net;
-pub mod sys;
-pub mod wireguard;
+pub mod api;
+pub mod config;
+pub mod app;
+pub mod cli;
