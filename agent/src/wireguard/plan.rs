@@ -17,7 +17,7 @@ use crate::model::key::PublicKey;
 use crate::model::peer::Peer;
 
 /// Peers in one update: bounds the memory of a message and how long the device's lock is held.
-const PEERS_PER_STEP: usize = 500;
+const PEERS_PER_STEP: usize = 2500;
 /// Prefixes of one peer in one message. A netlink message holds 8 KiB, a prefix takes up to 40 bytes of it and the
 /// rest of a peer under 200.
 const PREFIXES_PER_UPDATE: usize = 128;

@@ -28,11 +28,14 @@ pub(crate) fn run(context: &Context) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Everything at once: the first program of an agent against `wg setconf` of the same peers.
+/// Everything at once: a running agent without peers is told of all of them, against `wg setconf` of the same peers. Both
+/// write to a device that is there, and nobody asks the agent for its state meanwhile.
 fn from_empty(scenario: &Scenario, context: &Context) -> Result<Row> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..context.rounds {
-        let agent = TestAgent::start(scenario.host(0), settings(MANY, 0, context)?)?;
+        let mut agent = TestAgent::start(scenario.host(0), settings(0, 0, context)?)?;
+        agent.reconfigure(settings(MANY, 0, context)?)?;
+        agent.process().context("the agent runs")?.signal(Signal::SIGHUP)?;
         ours.push(newest(&agent, MANY, 0)?.pass_us / 1000.0);
         drop(agent);
         let agent = TestAgent::start(scenario.host(0), settings(0, 0, context)?)?;
@@ -160,10 +163,14 @@ fn metric(agent: &TestAgent<'_>, name: &str) -> Result<f64> {
     line.and_then(|value| value.trim().parse().ok()).with_context(|| format!("no metric {name}"))
 }
 
-/// A node with `peers` peers, the first of them with a keepalive that tells rounds apart. Routes are another domain's cost.
+/// `wg setconf` makes no routes, no names and no counters either: each is another domain's cost, at the same time on the
+/// same processors.
+const WIREGUARD_ALONE: &str = "[network]\nroutes = false\n[dns]\nenabled = false\n[accounting]\nenabled = false";
+
+/// A node with `peers` peers, the first of them with a keepalive that tells rounds apart.
 fn settings(peers: usize, round: usize, context: &Context) -> Result<Settings> {
     let settings = Settings::new("alpha")?.binary(&context.weft).addresses(&["10.80.0.1/32"]);
-    let mut settings = settings.wireguard("backend = \"userspace\"").table("[network]\nroutes = false");
+    let mut settings = settings.wireguard("backend = \"userspace\"").table(WIREGUARD_ALONE);
     for number in 0..peers {
         let mut peer = peer(number);
         if number == 0 {
