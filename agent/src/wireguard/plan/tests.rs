@@ -154,7 +154,7 @@ fn one_changed_peer_costs_the_same_among_many() {
 
 #[test]
 fn thousands_of_peers_come_in_bounded_steps() {
-    let peers = (0..1200_u16).map(|n| {
+    let peers = (0..6000_u16).map(|n| {
         let mut bytes = [1; 32];
         bytes[..2].copy_from_slice(&n.to_be_bytes());
         Peer {
