@@ -100,17 +100,23 @@ fn failed(error: &AppError) -> ExitCode {
 
 /// Everything that must happen while this is the only thread.
 fn prepare(config: &Config) -> Result<Settings, AppError> {
+    let roles = roles(config);
+    privileges::require(roles)?;
     let settings = resolve(config)?;
+    let kept = privileges::restrict(roles)?;
+    info!(capabilities = ?kept, "kept what the enabled roles need, gave up the rest");
+    Ok(settings)
+}
+
+fn roles(config: &Config) -> Roles {
     let low = |port: u16| port != 0 && port < 1024;
     let dns_low = config.dns.enabled
         && (config.dns.listen_on_mesh || config.dns.listen.iter().any(|address| low(address.port())));
-    let kept = privileges::restrict(Roles {
+    Roles {
         accounting: config.accounting.enabled,
         low_port: dns_low || (config.web.enabled && low(config.web.listen.port())),
         group_socket: true,
-    })?;
-    info!(capabilities = ?kept, "kept what the enabled roles need, gave up the rest");
-    Ok(settings)
+    }
 }
 
 fn serve(launch: Launch, settings: Settings, level: LevelHandle) -> Result<(), AppError> {

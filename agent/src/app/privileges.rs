@@ -47,18 +47,25 @@ pub fn needed(roles: Roles) -> (Vec<Capability>, Vec<Capability>) {
     (required, useful)
 }
 
+/// Checks that the agent has what it cannot do without, before anything is read or made.
+///
+/// # Errors
+/// A required capability that is not there.
+pub fn require(roles: Roles) -> Result<(), PrivilegeError> {
+    let held = caps::read(None, CapSet::Permitted).map_err(PrivilegeError::Read)?;
+    let (required, _useful) = needed(roles);
+    let missing: Vec<String> =
+        required.iter().filter(|capability| !held.contains(capability)).map(ToString::to_string).collect();
+    if missing.is_empty() { Ok(()) } else { Err(PrivilegeError::Missing { missing: missing.join(", ") }) }
+}
+
 /// Keeps what `roles` need and drops the rest for good; returns what was kept.
 ///
 /// # Errors
-/// A required capability that is not there: nothing is dropped then.
+/// The kernel refuses.
 pub fn restrict(roles: Roles) -> Result<Vec<Capability>, PrivilegeError> {
     let held = caps::read(None, CapSet::Permitted).map_err(PrivilegeError::Read)?;
     let (required, useful) = needed(roles);
-    let missing: Vec<String> =
-        required.iter().filter(|capability| !held.contains(capability)).map(ToString::to_string).collect();
-    if !missing.is_empty() {
-        return Err(PrivilegeError::Missing { missing: missing.join(", ") });
-    }
     let kept: HashSet<Capability> =
         required.into_iter().chain(useful).filter(|capability| held.contains(capability)).collect();
     if held.contains(&Capability::CAP_SETPCAP) {

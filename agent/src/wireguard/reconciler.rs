@@ -50,6 +50,8 @@ pub(super) struct Wireguard<P> {
     ownership: Ownership<P>,
     /// Drops with the first pass that leaves nothing to do.
     blocker: Option<Blocker>,
+    /// The errors that stand in the log already.
+    told: Vec<String>,
     view: Option<View>,
     /// The configured endpoint that each peer was given; tells a changed configuration from a peer that moved.
     applied: BTreeMap<PublicKey, Endpoint>,
@@ -77,6 +79,7 @@ impl<P: Platform> Wireguard<P> {
             link,
             counters,
             blocker: Some(blocker),
+            told: Vec::new(),
             view: None,
             applied: BTreeMap::new(),
             pass_started: Instant::now(),
@@ -237,11 +240,14 @@ impl<P: Platform> Reconciler for Wireguard<P> {
         self.converge(&settings, &model, &mut status).await;
         let failed = !status.errors.is_empty();
         self.counters.pass(status.applied_steps, failed);
-        if failed {
+        if failed && status.errors != self.told {
+            // Said once: the same failure comes back with every retry.
             tracing::warn!(link = %settings.link, errors = ?status.errors, "the tunnel device is not as wanted");
-        } else {
+        }
+        if !failed {
             self.blocker = None;
         }
+        self.told.clone_from(&status.errors);
         status.errors.extend(self.unresolved(&model));
         Pass { status: Arc::new(status), failed }
     }

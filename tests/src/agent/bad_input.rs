@@ -194,6 +194,23 @@ fn without_a_tun_device_the_embedded_backend_says_so() {
 }
 
 #[test]
+fn on_a_kernel_without_bpf_the_tunnel_works_and_the_status_names_the_reason() {
+    if !gate::root_and(&["strace", "wg", "ip", "nsenter", "ping", "nft"]) {
+        return;
+    }
+    let host = NetNs::new().expect("a namespace");
+    let mut agent = TestAgent::prepare(&host, settings()).expect("prepared");
+    // -D: the agent keeps the process id, strace watches from the side.
+    let no_bpf = ["strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=bpf", "-e", "inject=bpf:error=ENOSYS", "--"];
+    agent.launch_under(&no_bpf).expect("it starts");
+    agent.wait_until_ready().expect("it is ready all the same");
+    let status = agent.cli_json(&["status"]).expect("a degraded agent answers");
+    let problems = status["problems"].to_string();
+    assert!(problems.contains("this kernel has no BPF") && problems.contains("accounting.enabled"), "{status}");
+    assert!(host.run(&["ip", "link", "show", agent.link()]).is_ok(), "the tunnel link is there");
+}
+
+#[test]
 fn requests_that_are_no_http_do_not_disturb_the_agent() {
     if !gate::root_and(&TOOLS) {
         return;

@@ -3,6 +3,7 @@
 //! Invariants: a hook is changed only after it was seen, so no program runs twice; a running program that already is
 //! the wanted one is never loaded again; neither a qdisc nor anything of somebody else's is removed.
 
+use std::io;
 use std::mem;
 use std::path::Path;
 use std::sync::Arc;
@@ -81,7 +82,10 @@ impl Linux {
     }
 
     fn slots(&self, link: &Link, side: Side, found: &[HookPin]) -> Result<(Slots, bool), PlatformError> {
-        let failed = |source| PlatformError::Observe { link: link.name.to_string(), source };
+        let failed = |source: io::Error| match source.raw_os_error() {
+            Some(libc::ENOSYS) => PlatformError::Load(LoadError::NoBpf),
+            Some(_) | None => PlatformError::Observe { link: link.name.to_string(), source },
+        };
         let running = bpf::tcx_programs(link.index, side).map_err(failed)?;
         let filters = tc::filters(link.index, side).map_err(failed)?;
         let ours: Vec<&HookPin> = found.iter().filter(|pin| pin.side == side).collect();
