@@ -1,7 +1,7 @@
 //! The tunnel device: its key, port and peers, kept as the model says, in the kernel or on the embedded device.
 //!
 //! In: [`settings::Settings`] and [`Model`], each as a `watch`. Out: [`Handle`] with the status, the
-//! [`Link`](crate::model::Link) for the other domains, and per-peer figures on demand.
+//! [`Link`] for the other domains, and per-peer figures on demand.
 //!
 //! Invariants: a link that is not ours is never touched. A stop leaves the kernel link as it is; [`down`] is the
 //! explicit verb. State, address, MTU and routes of the link are not this domain's.

@@ -2,7 +2,8 @@
 //!
 //! Who may call is decided from what the kernel recorded at `connect()` ([`caller`]); nobody is asked for a password.
 //! Methods carry the names of the pm3 API where it has them: `/ping`, `/version`, `/peers`, `/reload`, `/shutdown`.
-//! [`bind`] comes early in the start of the agent, because it is what a second instance stumbles over; [`Bound::serve`]
+//! [`bind`] comes early in the start of the agent, because it is what a second instance stumbles over;
+//! [`socket::Socket::serve`]
 //! comes when there is something to tell.
 
 pub mod caller;

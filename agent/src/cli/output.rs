@@ -66,7 +66,7 @@ pub(super) fn complain(text: &str) {
 /// Writes `value` as indented JSON.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(super) fn print_json<T: Serialize>(value: &T) -> io::Result<()> {
     print(&(serde_json::to_string_pretty(value)? + "\n"))
 }
@@ -74,7 +74,7 @@ pub(super) fn print_json<T: Serialize>(value: &T) -> io::Result<()> {
 /// Writes `value` as JSON on one line: one of many.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(super) fn print_json_line<T: Serialize>(value: &T) -> io::Result<()> {
     print(&(serde_json::to_string(value)? + "\n"))
 }
