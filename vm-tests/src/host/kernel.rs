@@ -65,17 +65,29 @@ pub(crate) fn obtain(series: &str, cache: &Path) -> Result<Kernel> {
     if let Some(package) = newest(&cached(series, cache)?) {
         return open(&cache.join(package));
     }
+    let package = match fetch(series, cache) {
+        Ok(package) => package,
+        Err(first) => {
+            println!("kernel {series}: {first:#}; renewing apt's lists");
+            // They are missing, or older than what the mirror has.
+            tool::output(Command::new("apt-get").args(["-q", "update"])).context("failed to run apt-get update")?;
+            fetch(series, cache)?
+        }
+    };
+    open(&cache.join(package))
+}
+
+/// Fetches the newest kernel package of `series` that apt lists into `cache`, and returns its name.
+fn fetch(series: &str, cache: &Path) -> Result<String> {
     let package = newest(&listed(series)?).with_context(|| {
-        format!(
-            "apt lists no package linux-image-{series}*-cloud-amd64; run apt-get update, or use a Debian that has it"
-        )
+        format!("apt lists no package linux-image-{series}*-cloud-amd64; this needs a Debian that has it")
     })?;
     println!("kernel {series}: fetching {package}");
     let unpacked = tempfile::tempdir_in(cache)?;
     prepare(&package, unpacked.path()).with_context(|| format!("failed to prepare {package}"))?;
     let home = cache.join(&package);
     fs::rename(unpacked.keep(), &home).with_context(|| format!("failed to name {}", home.display()))?;
-    open(&home)
+    Ok(package)
 }
 
 fn open(home: &Path) -> Result<Kernel> {
@@ -128,8 +140,7 @@ fn version(package: &str) -> Vec<u64> {
 fn prepare(package: &str, home: &Path) -> Result<()> {
     // As root apt would drop to a user that cannot write here.
     let download = ["-q", "-o", "APT::Sandbox::User=root", "download", package];
-    tool::output(Command::new("apt-get").args(download).current_dir(home))
-        .context("failed to download; if apt's lists are old, run apt-get update")?;
+    tool::output(Command::new("apt-get").args(download).current_dir(home)).context("failed to download")?;
     let archive = home.join(only_entry(home)?);
     let tree = home.join("tree");
     tool::output(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&tree))?;
