@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use integration_tests::netns::{NetNs, veth};
+use integration_tests::wait::eventually_some;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::setsockopt;
@@ -178,8 +179,8 @@ impl World {
         drop(listener);
     }
 
-    /// One stream of bytes to an address in the other namespace, to its end.
-    pub(crate) fn stream(&self, to: &str, bytes: u64) {
+    /// One stream of bytes to an address in the other namespace, to its end; returns what the kernel's TCP says it sent.
+    pub(crate) fn stream(&self, to: &str, bytes: u64) -> Sent {
         let to: IpAddr = to.parse().expect("an address");
         let listener = self.there.enter(|| TcpListener::bind((to, 0))).expect("entered").expect("a listener");
         let address = listener.local_addr().expect("bound");
@@ -194,8 +195,18 @@ impl World {
         for _ in 0..bytes / chunk.len() as u64 {
             stream.write_all(&chunk).expect("written");
         }
+        let filter = format!("dport = :{}", address.port());
+        let sent = eventually_some(Duration::from_secs(20), "all of the stream is acknowledged", || {
+            // While it is open: afterwards nobody knows its figures any more.
+            let text = self.here.run(&["ss", "--tcp", "--info", "--numeric", "--no-header", &filter]).ok()?;
+            let acknowledged = figure(&text, " bytes_acked:")?;
+            // The byte more is the SYN's.
+            (acknowledged > bytes).then_some(())?;
+            Some(Sent { segments: figure(&text, " segs_out:")?, payload: figure(&text, " bytes_sent:")? })
+        });
         drop(stream);
         assert_eq!(reader.join().expect("the reader ends"), bytes);
+        sent.expect("it is acknowledged")
     }
 
     /// Echoes with this many bytes of payload.
@@ -329,4 +340,17 @@ impl Running {
         let waited = tokio::time::timeout(PATIENCE, status.wait_for(|status| condition(status))).await;
         assert!(waited.is_ok(), "after wait {}: {:?}", self.passes.get(), self.status());
     }
+}
+
+/// What the kernel's TCP has sent, retransmissions included.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sent {
+    pub(crate) segments: u64,
+    /// Bytes without headers.
+    pub(crate) payload: u64,
+}
+
+/// The number behind `name` in what `ss --info` prints.
+fn figure(text: &str, name: &str) -> Option<u64> {
+    text.split_once(name)?.1.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
