@@ -21,6 +21,10 @@ pub(super) fn ours(report: &mut Report) -> Result<()> {
     let _beta = lab::start(lab.host(1), other)?;
     let key = agent.directory().join("private.key");
     make_link(lab.host(0), agent.link(), key.to_str().context("a temporary path is text")?, &peer)?;
+    // Putting the first clsact qdisc on a link in use stops its sending side for a moment, whoever does it: the kernel's
+    // `qdisc_graft` calls `dev_deactivate`. It is there before the traffic, so that what is lost is the agent's doing.
+    // Where there is tcx the agent leaves it alone.
+    lab.host(0).run(&["tc", "qdisc", "add", "dev", agent.link(), "clsact"])?;
     reach(lab.host(0), INNER[1])?;
     let link = figures::ifindex(&agent)?;
     let handshake = figures::wg(&agent, "latest-handshakes")?;
@@ -30,24 +34,15 @@ pub(super) fn ours(report: &mut Report) -> Result<()> {
     agent.launch()?;
     lab::settle(&mut agent)?;
     stream.flow(50)?;
-    let count = stream.finish()?;
+    let sent = stream.finish_without_loss()?;
     let status = agent.cli_json(&["status"])?;
-    let hook = status.pointer("/accounting/hook").and_then(Value::as_str).unwrap_or_default();
-    let lost = count.sent.abs_diff(count.received);
-    ensure!(lost <= allowed_loss(hook), "{lost} of {} datagrams lost with hook {hook:?}", count.sent);
     ensure!(number(&status, "/wireguard/link_index")? == link, "the agent made another link: {status}");
     ensure!(figures::ifindex(&agent)? == link, "the link was made anew");
     ensure!(figures::wg(&agent, "latest-handshakes")? == handshake, "the session was made anew");
     // What was missing on the link, the agent brought: an address and an allowed IP of the other family.
     reach(lab.host(0), INNER6[1])?;
-    report.note(format_args!("link {link} and its session kept; {lost} of {} datagrams lost, hook {hook}", count.sent));
+    report.note(format_args!("link {link} and its session kept; 0 of {sent} datagrams lost"));
     Ok(())
-}
-
-/// What may be lost when a link in use gets its first hook. tcx costs nothing. A first clsact qdisc does, whoever makes it:
-/// the kernel stops the sending side of the link while it is put in (`qdisc_graft` calls `dev_deactivate`).
-fn allowed_loss(hook: &str) -> u64 {
-    if hook == "clsact" { 10 } else { 0 }
 }
 
 /// What wg-quick does with a small file.
