@@ -87,18 +87,29 @@ fn install(missing: &[Package]) -> Result<()> {
     }
     println!("setup: installing {} packages with apt-get: {}", names.len(), names.join(" "));
     let started = Instant::now();
-    if !apt_knows(&names)? {
-        println!("setup: refreshing the package lists");
-        repo::execute(repo::as_root("apt-get").args(["update", "-q"]))
-            .context("failed to refresh the package lists")?;
-    }
     let services = services::Quiet::begin()?;
-    let install = ["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-q", "--no-install-recommends"];
-    let result = repo::execute(repo::as_root("env").args(install).args(&names));
+    let result = install_current(&names);
     services.end(missing);
     result.context("failed to install the packages; the lines above are apt-get's")?;
     println!("setup: done in {} s", started.elapsed().as_secs());
     Ok(())
+}
+
+/// Installs with the lists that are there. An old list names versions the mirror no longer has, so a failure refreshes
+/// the lists and tries once more.
+fn install_current(names: &[&str]) -> Result<()> {
+    if apt_knows(names)? {
+        let Err(error) = apt_install(names) else { return Ok(()) };
+        println!("setup: {error:#}");
+    }
+    println!("setup: refreshing the package lists");
+    repo::execute(repo::as_root("apt-get").args(["update", "-q"])).context("failed to refresh the package lists")?;
+    apt_install(names)
+}
+
+fn apt_install(names: &[&str]) -> Result<()> {
+    let install = ["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-q", "--no-install-recommends"];
+    repo::execute(repo::as_root("env").args(install).args(names))
 }
 
 /// Whether apt has a candidate for each package without refreshing its lists.
