@@ -1,9 +1,20 @@
 //! The protobuf messages and gRPC services Weft speaks, generated at build time from the `.proto` files of this package;
 //! nothing here is written by hand.
 
+// The messages of the Admin service: their file has no package.
+tonic::include_proto!("_");
+
+/// Every file with what it imports, for server reflection: an encoded `FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// The webmesh contract; the sources are `v1/*.proto`.
+pub mod v1 {
+    tonic::include_proto!("v1");
+}
+
 /// Weft's own packages.
 pub mod weft {
-    /// What an agent tells about itself; the source is `weft/v1/agent.proto`.
+    /// What an agent tells about itself, and our additions to the contract; the sources are `weft/v1/*.proto`.
     pub mod v1 {
         tonic::include_proto!("weft.v1");
     }
