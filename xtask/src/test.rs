@@ -72,8 +72,10 @@ pub(crate) fn vm(arguments: &VmArguments) -> Result<()> {
 }
 
 fn all_tests(steps: &mut Steps, strict: bool, no_vm: bool) {
+    // First of all: on a fresh machine not even `git`, which tidy asks, is there.
+    let is_set_up = steps.run("set-up", || done(setup::for_test()));
     steps.run("structure", || done(tidy::run()));
-    if steps.run("set-up", || done(setup::for_test())) && steps.run("build", build) {
+    if is_set_up && steps.run("build", build) {
         if !no_vm {
             steps.run("guests", || run_guests(&[]));
         }
