@@ -1,19 +1,23 @@
 //! Pure data: who this node is and whom it talks to, whatever the source (today `weft.toml`, with the mesh the
 //! replicated state).
 //!
-//! Invariants, held by [`Model::new`]: peer names are unique, no peer is the node itself, and no prefix belongs to two
-//! peers (cryptokey routing gives a prefix to one peer only; the kernel would silently take it from the first).
-//! No tokio, sockets, files or clock in here.
+//! Invariants, held by every way to make a [`Model`]: peer names are unique, no peer is the node itself, and no prefix
+//! belongs to two peers (cryptokey routing gives a prefix to one peer only; the kernel would silently take it from the
+//! first). A model made from another shares what did not change with it: one changed peer costs the same among ten and
+//! ten thousand, for who makes it and for who asks [`Model::changes_since`]. No tokio, sockets, files or clock in here.
 
 pub mod key;
+pub mod ordered;
 pub mod peer;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use crate::foundation::id::{LinkName, NodeId};
 use key::PublicKey;
+use ordered::Ordered;
 use peer::Peer;
 
 /// The typed state everything else is derived from. Spread as `watch<Arc<Model>>`.
@@ -23,7 +27,27 @@ pub struct Model {
     pub node: Node,
     /// The mesh domain without a trailing dot, in lower case: `weft.internal`.
     pub domain: String,
-    peers: BTreeMap<PublicKey, Peer>,
+    peers: Ordered<PublicKey, Arc<Peer>>,
+    /// Whose each name is.
+    names: Ordered<NodeId, PublicKey>,
+    /// Whose each prefix is.
+    owners: Ordered<IpNet, PublicKey>,
+}
+
+/// One peer of a model as it is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Edit {
+    /// In place of the peer with this key, if there is one.
+    Set(Peer),
+    Remove(PublicKey),
+}
+
+/// A peer that differs between two models; at least one side is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerChange {
+    pub key: PublicKey,
+    pub before: Option<Arc<Peer>>,
+    pub after: Option<Arc<Peer>>,
 }
 
 /// This node.
@@ -66,27 +90,110 @@ impl Model {
     /// The first contradiction between two of them, named.
     pub fn new(node: Node, domain: String, peers: Vec<Peer>) -> Result<Self, ModelError> {
         check_addresses(&node.addresses)?;
-        check_names(&node, &peers)?;
-        check_prefixes(&node, &peers)?;
-        let mut by_key: BTreeMap<PublicKey, Peer> = BTreeMap::new();
+        let mut model = Self { node, domain, peers: Ordered::new(), names: Ordered::new(), owners: Ordered::new() };
         for peer in peers {
-            if let Some(first) = by_key.get(&peer.public_key) {
+            if let Some(first) = model.peer(&peer.public_key) {
                 let (first, key) = (first.name.clone(), peer.public_key);
                 return Err(ModelError::DuplicateKey { first, second: peer.name, key });
             }
-            by_key.insert(peer.public_key, peer);
+            model.put(Arc::new(peer))?;
         }
-        Ok(Self { node, domain, peers: by_key })
+        Ok(model)
+    }
+
+    /// This model with some peers changed, all at once: a name or a prefix may move from one of them to another.
+    ///
+    /// # Errors
+    /// The first contradiction, named; this model stays as it is.
+    pub fn with(&self, edits: impl IntoIterator<Item = Edit>) -> Result<Self, ModelError> {
+        let mut model = self.clone();
+        let mut set: BTreeMap<PublicKey, Arc<Peer>> = BTreeMap::new();
+        for edit in edits {
+            let key = match edit {
+                Edit::Set(peer) => {
+                    let key = peer.public_key;
+                    set.insert(key, Arc::new(peer));
+                    key
+                }
+                Edit::Remove(key) => {
+                    set.remove(&key);
+                    key
+                }
+            };
+            model.take(&key);
+        }
+        for peer in set.into_values() {
+            model.put(peer)?;
+        }
+        Ok(model)
+    }
+
+    /// This model, sharing with `older` every peer that is equal: for who has whole lists, such as a file.
+    #[must_use]
+    pub fn sharing(self, older: &Self) -> Self {
+        let changes = self.changes_since(older);
+        let mut model = Self { node: self.node, domain: self.domain, ..older.clone() };
+        for PeerChange { key, .. } in &changes {
+            model.take(key);
+        }
+        for peer in changes.into_iter().filter_map(|change| change.after) {
+            model.insert(peer);
+        }
+        model
     }
 
     /// The peers in the order of their keys.
     pub fn peers(&self) -> impl ExactSizeIterator<Item = &Peer> {
-        self.peers.values()
+        self.peers.values().map(|peer| &**peer)
     }
 
     /// The peer with this key.
     pub fn peer(&self, key: &PublicKey) -> Option<&Peer> {
-        self.peers.get(key)
+        self.peers.get(key).map(|peer| &**peer)
+    }
+
+    /// The peer that exactly this prefix belongs to.
+    pub fn owner(&self, prefix: &IpNet) -> Option<&PublicKey> {
+        self.owners.get(prefix)
+    }
+
+    /// The peers that differ from those of `older`, in the order of their keys.
+    pub fn changes_since(&self, older: &Self) -> Vec<PeerChange> {
+        let differences = self.peers.differences(&older.peers);
+        differences.into_iter().map(|(key, before, after)| PeerChange { key, before, after }).collect()
+    }
+
+    fn take(&mut self, key: &PublicKey) {
+        let Some(peer) = self.peers.remove(key) else { return };
+        self.names.remove(&peer.name);
+        for prefix in &peer.allowed_ips {
+            self.owners.remove(prefix);
+        }
+    }
+
+    /// Adds a peer whose key is not there; on an error nothing is added.
+    fn put(&mut self, peer: Arc<Peer>) -> Result<(), ModelError> {
+        check_identity(&self.node, &peer)?;
+        if self.names.contains_key(&peer.name) {
+            return Err(ModelError::DuplicateName { name: peer.name.clone() });
+        }
+        for prefix in &peer.allowed_ips {
+            check_prefix(&self.node, &peer, prefix)?;
+            if let Some(first) = self.owner(prefix).and_then(|key| self.peer(key)) {
+                let (first, second) = (first.name.clone(), peer.name.clone());
+                return Err(ModelError::DuplicatePrefix { prefix: *prefix, first, second });
+            }
+        }
+        self.insert(peer);
+        Ok(())
+    }
+
+    fn insert(&mut self, peer: Arc<Peer>) {
+        self.names.insert(peer.name.clone(), peer.public_key);
+        for prefix in &peer.allowed_ips {
+            self.owners.insert(*prefix, peer.public_key);
+        }
+        self.peers.insert(peer.public_key, peer);
     }
 }
 
@@ -103,43 +210,22 @@ fn check_addresses(addresses: &[IpNet]) -> Result<(), ModelError> {
     Ok(())
 }
 
-fn check_names(node: &Node, peers: &[Peer]) -> Result<(), ModelError> {
-    let mut seen = std::collections::BTreeSet::new();
-    for peer in peers {
-        if peer.public_key == node.public_key {
-            return Err(ModelError::OwnKey { name: peer.name.clone() });
-        }
-        if peer.name == node.id {
-            return Err(ModelError::OwnName { name: peer.name.clone() });
-        }
-        if !seen.insert(&peer.name) {
-            return Err(ModelError::DuplicateName { name: peer.name.clone() });
-        }
+fn check_identity(node: &Node, peer: &Peer) -> Result<(), ModelError> {
+    if peer.public_key == node.public_key {
+        return Err(ModelError::OwnKey { name: peer.name.clone() });
+    }
+    if peer.name == node.id {
+        return Err(ModelError::OwnName { name: peer.name.clone() });
     }
     Ok(())
 }
 
-fn check_prefixes(node: &Node, peers: &[Peer]) -> Result<(), ModelError> {
-    let mut owners: BTreeMap<IpNet, &NodeId> = BTreeMap::new();
-    for peer in peers {
-        for prefix in &peer.allowed_ips {
-            if let Some(first) = owners.insert(*prefix, &peer.name)
-                && *first != peer.name
-            {
-                return Err(ModelError::DuplicatePrefix {
-                    prefix: *prefix,
-                    first: first.clone(),
-                    second: peer.name.clone(),
-                });
-            }
-            let own = node.addresses.iter().find(|own| IpNet::from(own.addr()) == *prefix);
-            if let Some(address) = own {
-                let name = peer.name.clone();
-                return Err(ModelError::OwnAddress { prefix: *prefix, name, address: *address });
-            }
-        }
+fn check_prefix(node: &Node, peer: &Peer, prefix: &IpNet) -> Result<(), ModelError> {
+    let own = node.addresses.iter().find(|own| IpNet::from(own.addr()) == *prefix);
+    match own {
+        Some(address) => Err(ModelError::OwnAddress { prefix: *prefix, name: peer.name.clone(), address: *address }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The link that carries the tunnel, as it is in the kernel now. Published by `wireguard`, read by `net` and `ebpf`.

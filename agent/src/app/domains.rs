@@ -114,7 +114,9 @@ impl Domains {
             }
         };
         note(replace(&self.wireguard_settings, settings.wireguard), "wireguard");
-        note(replace(&self.model, settings.model), "peers or addresses");
+        // Whoever follows the model then sees at once which peers are other than before.
+        let model = Model::clone(&settings.model).sharing(&self.current());
+        note(replace(&self.model, Arc::new(model)), "peers or addresses");
         note(replace(&self.network_settings, settings.network), "network");
         note(replace(&self.firewall_settings, settings.firewall), "firewall");
         changed

@@ -48,6 +48,11 @@ pub trait Reconciler: Send + 'static {
     /// How long nothing may happen before a pass runs anyway.
     const RESYNC: Duration = Duration::from_secs(30);
 
+    /// How long nothing may happen from now on before a pass runs anyway.
+    fn resync(&self) -> Duration {
+        Self::RESYNC
+    }
+
     /// Reads the newest desired state, observes, plans, applies.
     fn pass(&mut self, cause: Cause) -> impl Future<Output = Pass<Self::Status>> + Send;
 }
@@ -125,7 +130,8 @@ async fn run<R: Reconciler>(
         let pass = reconciler.pass(cause).await;
         let failed = pass.failed;
         status.send_if_modified(|current| replace_if_different(current, pass.status));
-        let (timeout, timeout_cause) = if failed { (retry_after, Cause::Retry) } else { (R::RESYNC, Cause::Resync) };
+        let (timeout, timeout_cause) =
+            if failed { (retry_after, Cause::Retry) } else { (reconciler.resync(), Cause::Resync) };
         retry_after = if failed { (retry_after * 2).min(RETRY_LONGEST) } else { RETRY_FIRST };
         cause = tokio::select! {
             () = stop.requested() => return,

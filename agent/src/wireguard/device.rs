@@ -64,7 +64,8 @@ pub struct PeerUpdate {
     pub preshared_key: PresharedKeyChange,
     pub endpoint: Option<SocketAddr>,
     pub persistent_keepalive: Option<u16>,
-    pub allowed_ips: AllowedIpsChange,
+    /// Prefixes that the peer gets; each is taken from the peer that has it, without a gap.
+    pub gained: Vec<IpNet>,
 }
 
 /// What to do with the preshared key of a peer.
@@ -75,15 +76,6 @@ pub enum PresharedKeyChange {
     Unset,
 }
 
-/// What to do with the allowed IPs of a peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AllowedIpsChange {
-    /// Each is taken from the peer that has it, without a gap.
-    Add(Vec<IpNet>),
-    /// The only way to take a prefix away that no other peer gets.
-    Replace(Vec<IpNet>),
-}
-
 impl PeerUpdate {
     /// An update that changes nothing yet.
     pub fn new(public_key: PublicKey) -> Self {
@@ -92,7 +84,7 @@ impl PeerUpdate {
             preshared_key: PresharedKeyChange::Keep,
             endpoint: None,
             persistent_keepalive: None,
-            allowed_ips: AllowedIpsChange::Add(Vec::new()),
+            gained: Vec::new(),
         }
     }
 }
@@ -159,16 +151,7 @@ impl DeviceState {
         }
         peer.endpoint = update.endpoint.or(peer.endpoint);
         peer.persistent_keepalive = update.persistent_keepalive.unwrap_or(peer.persistent_keepalive);
-        let added = match &update.allowed_ips {
-            AllowedIpsChange::Add(prefixes) => prefixes,
-            AllowedIpsChange::Replace(prefixes) => {
-                for prefix in std::mem::take(&mut peer.allowed_ips) {
-                    self.owners.remove(&prefix);
-                }
-                prefixes
-            }
-        };
-        for prefix in added {
+        for prefix in &update.gained {
             self.give(*prefix, update.public_key);
         }
     }
@@ -190,10 +173,7 @@ mod tests {
 
     fn add(key: u8, prefixes: &[&str]) -> Step {
         let prefixes = prefixes.iter().map(|text| text.parse().expect("a prefix")).collect();
-        let update = PeerUpdate {
-            allowed_ips: AllowedIpsChange::Add(prefixes),
-            ..PeerUpdate::new(PublicKey::from_bytes([key; 32]))
-        };
+        let update = PeerUpdate { gained: prefixes, ..PeerUpdate::new(PublicKey::from_bytes([key; 32])) };
         Step::Peers(vec![PeerChange::Set(update)])
     }
 

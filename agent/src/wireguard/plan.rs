@@ -2,8 +2,10 @@
 //!
 //! Invariants: an empty plan writes nothing; a step names only what differs, so one changed peer costs the same among
 //! ten and ten thousand; no prefix that stays wanted is without an owner between two steps. For that, gains come
-//! first (a gain takes the prefix from its old owner at once), then replacements for prefixes nobody gets, then
-//! removals.
+//! first (a gain takes the prefix from its old owner at once), then what nobody gets goes, then removals.
+//!
+//! Kernels before 6.16 cannot take a single prefix from a peer, only replace its whole list, and for a moment the peer then has
+//! none. So a prefix that nobody gets is given to a peer that is made for that and removed at once: see [`drop_key`].
 
 use std::collections::HashSet;
 use std::iter::Peekable;
@@ -11,7 +13,7 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
-use super::device::{AllowedIpsChange, DeviceState, PeerChange, PeerState, PeerUpdate, PresharedKeyChange, Step};
+use super::device::{DeviceState, PeerChange, PeerState, PeerUpdate, PresharedKeyChange, Step};
 use super::spec::{DeviceSpec, Endpoints};
 use crate::model::key::PublicKey;
 use crate::model::peer::Peer;
@@ -30,10 +32,36 @@ pub struct Plan {
 
 /// The steps from `observed` to `wanted`.
 pub fn plan(wanted: &DeviceSpec<'_>, observed: &DeviceState, endpoints: &Endpoints<'_>) -> Plan {
+    let pairs = merge(wanted.peers(), observed.peers().iter());
+    assemble(wanted, observed, endpoints, pairs)
+}
+
+/// The steps from `observed` to `wanted` where all peers but those with `keys` are known to be as wanted.
+pub fn plan_peers<'k>(
+    wanted: &DeviceSpec<'_>,
+    observed: &DeviceState,
+    endpoints: &Endpoints<'_>,
+    keys: impl Iterator<Item = &'k PublicKey>,
+) -> Plan {
+    let pairs = keys.filter_map(|key| Pair::of(wanted.peer(key), observed.peers().get_key_value(key)));
+    assemble(wanted, observed, endpoints, pairs)
+}
+
+fn assemble<'w, 'o>(
+    wanted: &DeviceSpec<'w>,
+    observed: &DeviceState,
+    endpoints: &Endpoints<'_>,
+    pairs: impl Iterator<Item = Pair<'w, 'o>>,
+) -> Plan {
     let mut steps = device_steps(wanted, observed);
-    let changes = peer_changes(wanted, observed, endpoints);
-    steps.extend(changes.chunks(PEERS_PER_STEP).map(|chunk| Step::Peers(chunk.to_vec())));
-    Plan { steps }
+    let mut changes = peer_changes(wanted, pairs, endpoints).into_iter();
+    loop {
+        let step: Vec<PeerChange> = changes.by_ref().take(PEERS_PER_STEP).collect();
+        if step.is_empty() {
+            return Plan { steps };
+        }
+        steps.push(Step::Peers(step));
+    }
 }
 
 fn device_steps(wanted: &DeviceSpec<'_>, observed: &DeviceState) -> Vec<Step> {
@@ -51,36 +79,42 @@ fn device_steps(wanted: &DeviceSpec<'_>, observed: &DeviceState) -> Vec<Step> {
     steps
 }
 
-/// Changes by phase; the order of the fields is the order in which they are applied.
-#[derive(Default)]
-struct Phases {
-    gains: Vec<PeerChange>,
-    replacements: Vec<PeerChange>,
-    removals: Vec<PeerChange>,
-}
-
-fn peer_changes(wanted: &DeviceSpec<'_>, observed: &DeviceState, endpoints: &Endpoints<'_>) -> Vec<PeerChange> {
-    let mut phases = Phases::default();
-    let mut losing: Vec<(&Peer, Vec<IpNet>)> = Vec::new();
-    for pair in merge(wanted.peers(), observed.peers().iter()) {
+fn peer_changes<'w, 'o>(
+    wanted: &DeviceSpec<'w>,
+    pairs: impl Iterator<Item = Pair<'w, 'o>>,
+    endpoints: &Endpoints<'_>,
+) -> Vec<PeerChange> {
+    let (mut changes, mut unowned, mut removals) = (Vec::with_capacity(pairs.size_hint().0), Vec::new(), Vec::new());
+    for pair in pairs {
         match pair {
-            Pair::Wanted(peer) => phases.gains.extend(new_peer(peer, endpoints)),
+            Pair::Wanted(peer) => new_peer(peer, endpoints, &mut changes),
             Pair::Both(peer, state) => {
-                phases.gains.extend(changed_peer(peer, state, endpoints.to_set(peer, state)));
-                let lost = lost_prefixes(peer, state);
-                if !lost.is_empty() {
-                    losing.push((peer, lost));
-                }
+                changed_peer(peer, state, endpoints.to_set(peer, state), &mut changes);
+                unowned.extend(lost_prefixes(peer, state).into_iter().filter(|prefix| wanted.owner(prefix).is_none()));
             }
-            Pair::Observed(key) => phases.removals.push(PeerChange::Remove(*key)),
+            Pair::Observed(key) => removals.push(PeerChange::Remove(*key)),
         }
     }
-    phases.replacements = replacements(wanted, &losing);
-    let Phases { gains, replacements, removals } = phases;
-    [gains, replacements, removals].concat()
+    if !unowned.is_empty() {
+        let key = drop_key(wanted);
+        split(PeerUpdate::new(key), &unowned, &mut changes);
+        changes.push(PeerChange::Remove(key));
+    }
+    changes.append(&mut removals);
+    changes
 }
 
-fn new_peer(peer: &Peer, endpoints: &Endpoints<'_>) -> Vec<PeerChange> {
+/// The key of the peer that takes prefixes away with it. Its private half is unknown to everybody; a crash between its two
+/// changes leaves a peer that the next plan removes like any other that is not wanted.
+fn drop_key(wanted: &DeviceSpec<'_>) -> PublicKey {
+    let mut bytes = wanted.private_key.public().as_bytes().map(|byte| !byte);
+    while wanted.peer(&PublicKey::from_bytes(bytes)).is_some() {
+        bytes[0] = bytes[0].wrapping_add(1);
+    }
+    PublicKey::from_bytes(bytes)
+}
+
+fn new_peer(peer: &Peer, endpoints: &Endpoints<'_>, changes: &mut Vec<PeerChange>) {
     let endpoint = peer.endpoint.as_ref().and_then(|endpoint| endpoints.addresses(endpoint).first().copied());
     let update = PeerUpdate {
         preshared_key: wanted_preshared_key(peer),
@@ -88,16 +122,16 @@ fn new_peer(peer: &Peer, endpoints: &Endpoints<'_>) -> Vec<PeerChange> {
         persistent_keepalive: peer.persistent_keepalive,
         ..PeerUpdate::new(peer.public_key)
     };
-    split(update, &peer.allowed_ips)
+    split(update, &peer.allowed_ips, changes);
 }
 
-fn changed_peer(peer: &Peer, state: &PeerState, endpoint: Option<SocketAddr>) -> Vec<PeerChange> {
+fn changed_peer(peer: &Peer, state: &PeerState, endpoint: Option<SocketAddr>, changes: &mut Vec<PeerChange>) {
     let keepalive = peer.persistent_keepalive.unwrap_or(0);
     let gained: Vec<IpNet> =
         peer.allowed_ips.iter().filter(|prefix| !state.allowed_ips.contains(prefix)).copied().collect();
     let same_preshared_key = peer.preshared_key == state.preshared_key;
     if same_preshared_key && keepalive == state.persistent_keepalive && endpoint.is_none() && gained.is_empty() {
-        return Vec::new();
+        return;
     }
     let update = PeerUpdate {
         preshared_key: if same_preshared_key { kept_preshared_key(peer) } else { wanted_preshared_key(peer) },
@@ -105,7 +139,7 @@ fn changed_peer(peer: &Peer, state: &PeerState, endpoint: Option<SocketAddr>) ->
         persistent_keepalive: Some(keepalive).filter(|seconds| *seconds != state.persistent_keepalive),
         ..PeerUpdate::new(peer.public_key)
     };
-    split(update, &gained)
+    split(update, &gained, changes);
 }
 
 fn wanted_preshared_key(peer: &Peer) -> PresharedKeyChange {
@@ -118,16 +152,16 @@ fn kept_preshared_key(peer: &Peer) -> PresharedKeyChange {
     peer.preshared_key.clone().map_or(PresharedKeyChange::Keep, PresharedKeyChange::Set)
 }
 
-/// `update` with `prefixes` added, in as many updates as the messages need.
-fn split(update: PeerUpdate, prefixes: &[IpNet]) -> Vec<PeerChange> {
-    let follow_up = PeerUpdate { endpoint: None, persistent_keepalive: None, ..update.clone() };
-    let mut parts = prefixes.chunks(PREFIXES_PER_UPDATE);
-    let first = AllowedIpsChange::Add(parts.next().unwrap_or_default().to_vec());
-    let mut changes = vec![PeerChange::Set(PeerUpdate { allowed_ips: first, ..update })];
-    changes.extend(parts.map(|part| {
-        PeerChange::Set(PeerUpdate { allowed_ips: AllowedIpsChange::Add(part.to_vec()), ..follow_up.clone() })
-    }));
-    changes
+/// `update` with `prefixes` gained, in as many updates as the messages need.
+fn split(update: PeerUpdate, prefixes: &[IpNet], changes: &mut Vec<PeerChange>) {
+    let (first, rest) = prefixes.split_at(prefixes.len().min(PREFIXES_PER_UPDATE));
+    let follow_ups = rest.chunks(PREFIXES_PER_UPDATE).map(|part| {
+        let update = PeerUpdate { endpoint: None, persistent_keepalive: None, ..update.clone() };
+        PeerChange::Set(PeerUpdate { gained: part.to_vec(), ..update })
+    });
+    let follow_ups: Vec<PeerChange> = follow_ups.collect();
+    changes.push(PeerChange::Set(PeerUpdate { gained: first.to_vec(), ..update }));
+    changes.extend(follow_ups);
 }
 
 fn lost_prefixes(peer: &Peer, state: &PeerState) -> Vec<IpNet> {
@@ -141,38 +175,21 @@ fn lost_prefixes(peer: &Peer, state: &PeerState) -> Vec<IpNet> {
     state.allowed_ips.iter().filter(|prefix| !wanted.contains(prefix)).copied().collect()
 }
 
-/// Updates for the peers that keep a prefix after every gain: those whose lost prefix no wanted peer has.
-fn replacements(wanted: &DeviceSpec<'_>, losing: &[(&Peer, Vec<IpNet>)]) -> Vec<PeerChange> {
-    if losing.is_empty() {
-        return Vec::new();
-    }
-    let lost: HashSet<&IpNet> = losing.iter().flat_map(|(_, prefixes)| prefixes).collect();
-    let claimed: HashSet<&IpNet> =
-        wanted.peers().flat_map(|peer| &peer.allowed_ips).filter(|prefix| lost.contains(prefix)).collect();
-    let mut changes = Vec::new();
-    for (peer, prefixes) in losing {
-        if prefixes.iter().any(|prefix| !claimed.contains(prefix)) {
-            changes.extend(replacement(peer));
-        }
-    }
-    changes
-}
-
-fn replacement(peer: &Peer) -> Vec<PeerChange> {
-    let update = PeerUpdate { preshared_key: kept_preshared_key(peer), ..PeerUpdate::new(peer.public_key) };
-    let mut changes = split(update, &peer.allowed_ips);
-    if let Some(PeerChange::Set(PeerUpdate { allowed_ips: first @ AllowedIpsChange::Add(_), .. })) = changes.first_mut()
-        && let AllowedIpsChange::Add(prefixes) = first
-    {
-        *first = AllowedIpsChange::Replace(std::mem::take(prefixes));
-    }
-    changes
-}
-
 enum Pair<'w, 'o> {
     Wanted(&'w Peer),
     Both(&'w Peer, &'o PeerState),
     Observed(&'o PublicKey),
+}
+
+impl<'w, 'o> Pair<'w, 'o> {
+    fn of(wanted: Option<&'w Peer>, observed: Option<(&'o PublicKey, &'o PeerState)>) -> Option<Self> {
+        match (wanted, observed) {
+            (None, None) => None,
+            (Some(peer), None) => Some(Self::Wanted(peer)),
+            (Some(peer), Some((_, state))) => Some(Self::Both(peer, state)),
+            (None, Some((key, _))) => Some(Self::Observed(key)),
+        }
+    }
 }
 
 /// Joins two sequences that are both in the order of the keys.

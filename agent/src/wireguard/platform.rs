@@ -36,7 +36,9 @@ pub trait Platform: Send + Sync + 'static {
     /// What the device holds now.
     fn observe(&self, link: &Link) -> impl Future<Output = Result<DeviceState, PlatformError>> + Send;
     /// Does one step. Fails with [`PlatformError::Vanished`] if the link is no longer the one with this index.
-    fn apply(&self, link: &Link, step: Step) -> impl Future<Output = Result<(), PlatformError>> + Send;
+    fn apply(&self, link: &Link, step: &Step) -> impl Future<Output = Result<(), PlatformError>> + Send;
+    /// How often the device was configured, by anybody, where it counts that; `None`: only [`Platform::observe`] tells.
+    fn times_configured(&self, link: &Link) -> Option<u64>;
     /// The addresses of a host name, best first.
     fn resolve(&self, host: &str, port: u16) -> impl Future<Output = io::Result<Vec<SocketAddr>>> + Send;
     /// Counts up when the device fails by itself.

@@ -1,22 +1,27 @@
-//! The pass: find or make our link, read the device, plan, apply, publish.
+//! The pass: find or make our link, look at the device, plan, apply, publish.
 //!
 //! In: [`Settings`] and [`Model`] as `watch`. Out: [`Status`], and the [`Link`] once the device behind it holds its
 //! key and peers. Invariants: a link that is not ours is never touched; nothing is written when nothing differs; a
-//! link is made, but neither re-made nor set down, to apply a change.
+//! link is made, but neither re-made nor set down, to apply a change; a changed peer costs the same among ten and ten
+//! thousand, so what is done for each change walks over the changed peers only.
+//!
+//! No event tells that another tool configured the device. The embedded one counts; the kernel's is read as often as its
+//! size allows, every second with some hundred peers.
 
 mod ownership;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::device::{DeviceState, Step};
 use super::metrics::Counters;
-use super::plan::plan;
+use super::plan::{plan, plan_peers};
 use super::platform::{Platform, PlatformError};
-use super::resolver::Resolver;
+use super::resolver::{HostPort, Resolver};
 use super::settings::Settings;
 use super::spec::{DeviceSpec, Endpoints, HANDSHAKE_OVERDUE};
 use super::status::Status;
@@ -25,8 +30,13 @@ use crate::foundation::lifecycle::Blocker;
 use crate::foundation::reconcile::{Cause, Pass, Reconciler, Trigger};
 use crate::model::key::PublicKey;
 use crate::model::peer::{Endpoint, Peer};
-use crate::model::{Link, Model};
+use crate::model::{Link, Model, PeerChange};
 pub(super) use ownership::{LinkError, Ownership};
+
+/// The least time between two looks at a device: what another tool takes away comes back within a second.
+const LOOK_AGAIN_FIRST: Duration = Duration::from_millis(900);
+/// The share of time that looking may take: one part in this many.
+const LOOKING_SHARE: u32 = 2000;
 
 /// What the reconciler works with.
 pub(super) struct Inputs<P> {
@@ -55,6 +65,12 @@ pub(super) struct Wireguard<P> {
     view: Option<View>,
     /// The configured endpoint that each peer was given; tells a changed configuration from a peer that moved.
     applied: BTreeMap<PublicKey, Endpoint>,
+    /// The peers that are reached by name.
+    named: BTreeMap<PublicKey, HostPort>,
+    /// What was published last, for the passes that find nothing to do without looking.
+    status: Arc<Status>,
+    /// When the device was last read, and how long that took.
+    looked: Option<(Instant, Duration)>,
     /// For the log.
     pass_started: Instant,
 }
@@ -65,6 +81,16 @@ struct View {
     device: DeviceState,
     settings: Arc<Settings>,
     model: Arc<Model>,
+    /// How often the device had been configured when it held this, where it counts.
+    times_configured: Option<u64>,
+    /// Which answers of the resolver it was planned with.
+    answers: u64,
+}
+
+/// Which peers may differ from what is wanted.
+enum Scope {
+    All,
+    Changed(Vec<PeerChange>),
 }
 
 impl<P: Platform> Wireguard<P> {
@@ -82,6 +108,9 @@ impl<P: Platform> Wireguard<P> {
             told: Vec::new(),
             view: None,
             applied: BTreeMap::new(),
+            named: BTreeMap::new(),
+            status: Arc::default(),
+            looked: None,
             pass_started: Instant::now(),
         }
     }
@@ -99,46 +128,63 @@ impl<P: Platform> Wireguard<P> {
         };
         status.link = Some(link.clone());
         status.fallback_reason = self.ownership.fallback_reason();
-        let device = match self.device(&link, settings, model).await {
-            Ok(device) => device,
+        let (view, scope) = match self.view(link, settings, model).await {
+            Ok(found) => found,
             Err(failure) => {
                 status.errors.push(error::chain(&failure));
                 return;
             }
         };
-        let view = View { link, device, settings: Arc::clone(settings), model: Arc::clone(model) };
-        self.bring_to_spec(view, status).await;
+        self.bring_to_spec(view, &scope, status).await;
     }
 
-    /// What the device holds. It is read, unless all that happened is that the wanted state changed: then what we
-    /// know is good enough, so that a change costs the same among ten and ten thousand peers. A change by somebody
-    /// else is seen by the next pass that reads.
-    async fn device(
+    /// What the device holds, and which peers may differ. It is read, unless all that happened is that the wanted state
+    /// changed: then what we know is good enough. A change by somebody else is seen by the next pass that reads.
+    async fn view(
         &mut self,
-        link: &Link,
+        link: Link,
         settings: &Arc<Settings>,
         model: &Arc<Model>,
-    ) -> Result<DeviceState, PlatformError> {
-        if let Some(view) = self.view.take()
-            && view.link == *link
-            && !(Arc::ptr_eq(&view.settings, settings) && Arc::ptr_eq(&view.model, model))
+    ) -> Result<(View, Scope), PlatformError> {
+        let answers = self.resolver.answers();
+        let (settings, model) = (Arc::clone(settings), Arc::clone(model));
+        if let Some(known) = self.view.take()
+            && known.link == link
+            && !(Arc::ptr_eq(&known.settings, &settings) && Arc::ptr_eq(&known.model, &model))
         {
-            return Ok(view.device);
+            // An answer of the resolver may concern any peer.
+            let scope =
+                if known.answers == answers { Scope::Changed(model.changes_since(&known.model)) } else { Scope::All };
+            return Ok((View { settings, model, answers, ..known }, scope));
         }
-        self.platform.observe(link).await
+        let times_configured = self.platform.times_configured(&link);
+        let started = Instant::now();
+        let device = self.platform.observe(&link).await?;
+        self.looked = Some((Instant::now(), started.elapsed()));
+        Ok((View { link, device, settings, model, times_configured, answers }, Scope::All))
     }
 
-    async fn bring_to_spec(&mut self, mut view: View, status: &mut Status) {
-        self.follow_names(&view);
-        let resolved = self.resolver.resolved();
+    async fn bring_to_spec(&mut self, mut view: View, scope: &Scope, status: &mut Status) {
+        self.follow_names(&view, scope);
+        let resolved = match scope {
+            Scope::All => self.resolver.resolved(self.named.values()),
+            Scope::Changed(changes) => {
+                self.resolver.resolved(changes.iter().filter_map(|change| self.named.get(&change.key)))
+            }
+        };
         let endpoints = Endpoints { applied: &self.applied, resolved: &resolved, now: self.platform.now() };
         let spec = DeviceSpec::new(&view.settings, &view.model);
-        let steps = plan(&spec, &view.device, &endpoints).steps;
+        let steps = match scope {
+            Scope::All => plan(&spec, &view.device, &endpoints).steps,
+            Scope::Changed(changes) => {
+                plan_peers(&spec, &view.device, &endpoints, changes.iter().map(|change| &change.key)).steps
+            }
+        };
         let known = self.apply(steps, &mut view, status).await;
         status.listen_port = Some(view.device.listen_port).filter(|port| *port != 0);
         status.peers = view.device.peers().len();
         if known {
-            self.remember_endpoints(&view.model, &resolved);
+            self.remember_endpoints(&view.model, scope, &resolved);
             self.publish_link(Some(view.link.clone()));
             self.view = Some(view);
         }
@@ -146,13 +192,15 @@ impl<P: Platform> Wireguard<P> {
 
     /// Does the steps in order; returns whether all were done.
     async fn apply(&self, steps: Vec<Step>, view: &mut View, status: &mut Status) -> bool {
-        let (mut all, mut changed_peers) = (true, 0);
-        let started = Instant::now();
+        let (mut all, mut changed_peers, mut written) = (true, 0, Duration::ZERO);
         for step in steps {
-            match self.platform.apply(&view.link, step.clone()).await {
+            let since = Instant::now();
+            match self.platform.apply(&view.link, &step).await {
                 Ok(()) => {
                     changed_peers += log_step(&view.link, &step);
+                    written += since.elapsed();
                     view.device.apply(&step);
+                    view.times_configured = view.times_configured.map(|times| times + 1);
                     status.applied_steps += 1;
                 }
                 Err(failure) => {
@@ -166,42 +214,87 @@ impl<P: Platform> Wireguard<P> {
             }
         }
         if changed_peers > 0 {
-            let (write_us, pass_us) = (micros(started), micros(self.pass_started));
+            let (write_us, pass_us) = (micros(written), micros(self.pass_started.elapsed()));
             tracing::info!(link = %view.link.name, changes = changed_peers, write_us, pass_us, "peers changed");
         }
         all
     }
 
     /// Keeps the names of the model resolved, and looks again at those whose peers do not answer.
-    fn follow_names(&mut self, view: &View) {
-        let named: Vec<(&Peer, (String, u16))> = view.model.peers().filter_map(named).collect();
-        self.resolver.keep(named.iter().map(|(_, name)| name.clone()).collect());
+    fn follow_names(&mut self, view: &View, scope: &Scope) {
+        let changed = match scope {
+            Scope::All => {
+                self.named = view.model.peers().filter_map(named).collect();
+                true
+            }
+            Scope::Changed(changes) => {
+                let mut changed = false;
+                for change in changes {
+                    let before = self.named.remove(&change.key);
+                    let after = change.after.as_deref().and_then(named).map(|(_, name)| name);
+                    changed |= before != after;
+                    self.named.extend(after.map(|name| (change.key, name)));
+                }
+                changed
+            }
+        };
+        if changed {
+            self.resolver.keep(self.named.values());
+        }
+        // What was not read just now says nothing about handshakes.
+        if let Scope::All = scope {
+            self.look_again_at_silent(view);
+        }
+    }
+
+    fn look_again_at_silent(&self, view: &View) {
         let now = self.platform.now();
         let endpoints = Endpoints { applied: &self.applied, resolved: &BTreeMap::new(), now };
-        for (peer, name) in &named {
-            let state = view.device.peers().get(&peer.public_key);
+        for (key, name) in &self.named {
+            let state = view.device.peers().get(key);
             if state.is_some_and(|state| !endpoints.handshake_within(state, HANDSHAKE_OVERDUE)) {
                 self.resolver.look_again(name);
             }
         }
     }
 
-    fn remember_endpoints(&mut self, model: &Model, resolved: &super::spec::Resolved) {
-        if self.applied.len() > model.peers().len() {
-            self.applied.retain(|key, _| model.peer(key).is_some());
-        }
-        for peer in model.peers() {
-            match &peer.endpoint {
-                None => {
-                    self.applied.remove(&peer.public_key);
+    fn remember_endpoints(&mut self, model: &Model, scope: &Scope, resolved: &super::spec::Resolved) {
+        match scope {
+            Scope::All => {
+                if self.applied.len() > model.peers().len() {
+                    self.applied.retain(|key, _| model.peer(key).is_some());
                 }
-                Some(Endpoint::Name { host, port }) if !resolved.contains_key(&(host.clone(), *port)) => {}
-                Some(endpoint) if self.applied.get(&peer.public_key) == Some(endpoint) => {}
-                Some(endpoint) => {
-                    self.applied.insert(peer.public_key, endpoint.clone());
+                for peer in model.peers() {
+                    self.remember_endpoint(&peer.public_key, Some(peer), resolved);
+                }
+            }
+            Scope::Changed(changes) => {
+                for PeerChange { key, after, .. } in changes {
+                    self.remember_endpoint(key, after.as_deref(), resolved);
                 }
             }
         }
+    }
+
+    fn remember_endpoint(&mut self, key: &PublicKey, peer: Option<&Peer>, resolved: &super::spec::Resolved) {
+        match peer.and_then(|peer| peer.endpoint.as_ref()) {
+            None => {
+                self.applied.remove(key);
+            }
+            Some(Endpoint::Name { host, port }) if !resolved.contains_key(&(host.clone(), *port)) => {}
+            Some(endpoint) if self.applied.get(key) == Some(endpoint) => {}
+            Some(endpoint) => {
+                self.applied.insert(*key, endpoint.clone());
+            }
+        }
+    }
+
+    /// Whether a device that counts has been left alone since it was as wanted; a full look is due now and then anyway.
+    fn is_left_alone(&self) -> bool {
+        let recently = self.looked.is_some_and(|(looked, _)| looked.elapsed() < Self::RESYNC);
+        let Some(view) = self.view.as_ref().filter(|_| recently) else { return false };
+        let times_configured = self.platform.times_configured(&view.link);
+        times_configured.is_some() && times_configured == view.times_configured
     }
 
     fn publish_link(&self, link: Option<Link>) {
@@ -213,15 +306,12 @@ impl<P: Platform> Wireguard<P> {
     }
 
     fn unresolved(&self, model: &Model) -> Vec<String> {
-        let errors = self.resolver.errors();
+        let errors: BTreeMap<HostPort, String> = self.resolver.errors().collect();
         if errors.is_empty() {
             return Vec::new();
         }
-        let errors: BTreeMap<(String, u16), String> = errors.into_iter().collect();
-        let failing = model.peers().filter_map(named).filter_map(|(peer, name)| {
-            let reason = errors.get(&name)?;
-            let Peer { name: peer, .. } = peer;
-            let (host, port) = name;
+        let failing = self.named.iter().filter_map(|(key, name)| {
+            let (reason, peer, (host, port)) = (errors.get(name)?, &model.peer(key)?.name, name);
             Some(format!("peer {peer}: failed to resolve endpoint {host}:{port}: {reason}; it is tried again"))
         });
         failing.collect()
@@ -232,8 +322,19 @@ impl<P: Platform> Reconciler for Wireguard<P> {
     type Status = Arc<Status>;
     const NAME: &'static str = "wireguard";
 
-    async fn pass(&mut self, _cause: Cause) -> Pass<Arc<Status>> {
+    /// The kernel's device is dumped whole: the more peers, the more seldom. The embedded one costs nothing to ask.
+    fn resync(&self) -> Duration {
+        let took = self.looked.map_or(Duration::ZERO, |(_, took)| took);
+        let counts = self.view.as_ref().is_some_and(|view| view.times_configured.is_some());
+        let longest = if counts { LOOK_AGAIN_FIRST } else { Self::RESYNC };
+        (took * LOOKING_SHARE).clamp(LOOK_AGAIN_FIRST, longest)
+    }
+
+    async fn pass(&mut self, cause: Cause) -> Pass<Arc<Status>> {
         self.pass_started = Instant::now();
+        if cause == Cause::Resync && self.is_left_alone() {
+            return Pass { status: Arc::clone(&self.status), failed: false };
+        }
         let settings = Arc::clone(&self.settings.borrow_and_update());
         let model = Arc::clone(&self.model.borrow_and_update());
         let mut status = Status::default();
@@ -249,19 +350,20 @@ impl<P: Platform> Reconciler for Wireguard<P> {
         }
         self.told.clone_from(&status.errors);
         status.errors.extend(self.unresolved(&model));
-        Pass { status: Arc::new(status), failed }
+        self.status = Arc::new(status);
+        Pass { status: Arc::clone(&self.status), failed }
     }
 }
 
-fn named(peer: &Peer) -> Option<(&Peer, (String, u16))> {
+fn named(peer: &Peer) -> Option<(PublicKey, HostPort)> {
     match peer.endpoint.as_ref()? {
         Endpoint::Address(_) => None,
-        Endpoint::Name { host, port } => Some((peer, (host.clone(), *port))),
+        Endpoint::Name { host, port } => Some((peer.public_key, (host.clone(), *port))),
     }
 }
 
-fn micros(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+fn micros(took: Duration) -> u64 {
+    u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Logs a change of the device; changes of peers are only counted, they come by the thousand.

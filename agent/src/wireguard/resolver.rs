@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, watch};
@@ -22,7 +23,7 @@ const RETRY_LONGEST: Duration = Duration::from_secs(60);
 /// The host resolver blocks a thread per lookup.
 const LOOKUPS_AT_ONCE: usize = 16;
 
-type HostPort = (String, u16);
+pub(super) type HostPort = (String, u16);
 
 /// The names of the endpoints, each with its newest answer.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub(super) struct Resolver<P> {
     trigger: Trigger,
     permits: Arc<Semaphore>,
     names: BTreeMap<HostPort, Name>,
+    /// Counts the answers that differ from the one before.
+    answers: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -50,16 +53,24 @@ struct Answer {
 impl<P: Platform> Resolver<P> {
     /// A resolver that fires `trigger` when an answer changes.
     pub(super) fn new(platform: Arc<P>, trigger: Trigger) -> Self {
-        Self { platform, trigger, permits: Arc::new(Semaphore::new(LOOKUPS_AT_ONCE)), names: BTreeMap::new() }
+        let permits = Arc::new(Semaphore::new(LOOKUPS_AT_ONCE));
+        Self { platform, trigger, permits, names: BTreeMap::new(), answers: Arc::default() }
     }
 
     /// Keeps exactly `wanted` resolved.
-    pub(super) fn keep(&mut self, wanted: Vec<HostPort>) {
+    pub(super) fn keep<'n>(&mut self, wanted: impl Iterator<Item = &'n HostPort>) {
         let mut before = std::mem::take(&mut self.names);
         for name in wanted {
-            let entry = before.remove(&name).unwrap_or_else(|| self.start(&name));
-            self.names.insert(name, entry);
+            if !self.names.contains_key(name) {
+                let entry = before.remove(name).unwrap_or_else(|| self.start(name));
+                self.names.insert(name.clone(), entry);
+            }
         }
+    }
+
+    /// Changes whenever a pass could see another answer than before.
+    pub(super) fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Acquire)
     }
 
     /// Looks `name` up again, unless its answer is younger than the time a handshake may take.
@@ -71,16 +82,16 @@ impl<P: Platform> Resolver<P> {
         }
     }
 
-    /// The newest addresses of every name that ever resolved.
-    pub(super) fn resolved(&self) -> Resolved {
-        let answers = self.names.iter().map(|(name, entry)| (name.clone(), entry.answer.borrow().addresses.clone()));
+    /// The newest addresses of those of `names` that ever resolved.
+    pub(super) fn resolved<'n>(&self, names: impl Iterator<Item = &'n HostPort>) -> Resolved {
+        let known = names.filter_map(|name| self.names.get_key_value(name));
+        let answers = known.map(|(name, entry)| (name.clone(), entry.answer.borrow().addresses.clone()));
         answers.filter(|(_, addresses)| !addresses.is_empty()).collect()
     }
 
     /// The names whose newest lookup failed, with the reason.
-    pub(super) fn errors(&self) -> Vec<(HostPort, String)> {
-        let errors = self.names.iter().map(|(name, entry)| (name.clone(), entry.answer.borrow().error.clone()));
-        errors.filter_map(|(name, error)| Some((name, error?))).collect()
+    pub(super) fn errors(&self) -> impl Iterator<Item = (HostPort, String)> {
+        self.names.iter().filter_map(|(name, entry)| Some((name.clone(), entry.answer.borrow().error.clone()?)))
     }
 
     fn start(&self, name: &HostPort) -> Name {
@@ -93,6 +104,7 @@ impl<P: Platform> Resolver<P> {
             answer: answer_tx,
             again: Arc::clone(&again),
             trigger: self.trigger.clone(),
+            answers: Arc::clone(&self.answers),
         };
         Name { answer, again, _task: task::spawn("wireguard-resolve", lookups.run()) }
     }
@@ -106,6 +118,7 @@ struct Lookups<P> {
     answer: watch::Sender<Answer>,
     again: Arc<Notify>,
     trigger: Trigger,
+    answers: Arc<AtomicU64>,
 }
 
 impl<P: Platform> Lookups<P> {
@@ -115,6 +128,7 @@ impl<P: Platform> Lookups<P> {
             let result = self.look_up().await;
             let failed = result.is_err();
             if self.answer.send_if_modified(|answer| answer.take(result)) {
+                self.answers.fetch_add(1, Ordering::Release);
                 self.trigger.fire();
             }
             if failed {

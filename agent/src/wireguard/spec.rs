@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
+
 use super::device::PeerState;
 use super::settings::Settings;
 use crate::model::Model;
@@ -43,6 +45,16 @@ impl<'a> DeviceSpec<'a> {
     /// The wanted peers in the order of their keys.
     pub fn peers(&self) -> impl ExactSizeIterator<Item = &'a Peer> {
         self.model.peers()
+    }
+
+    /// The wanted peer with this key.
+    pub fn peer(&self, key: &PublicKey) -> Option<&'a Peer> {
+        self.model.peer(key)
+    }
+
+    /// The peer that is to have exactly this prefix.
+    pub fn owner(&self, prefix: &IpNet) -> Option<&'a PublicKey> {
+        self.model.owner(prefix)
     }
 }
 

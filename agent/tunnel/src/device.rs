@@ -119,6 +119,11 @@ impl Device {
         }
     }
 
+    /// How often it was configured through its control socket.
+    pub fn times_configured(&self) -> u64 {
+        self.shared.times_configured()
+    }
+
     /// Why the device no longer works: its interface was deleted, or a thread of it failed.
     pub fn failure(&self) -> Option<&str> {
         self.shared.health.failure()

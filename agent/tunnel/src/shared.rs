@@ -4,7 +4,7 @@
 //! a thread. The data path takes `registry` and `sessions` for reading, once a batch.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use gotatun::noise::index_table::IndexTable;
@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     /// Readable when the inbound thread is to look for another socket.
     pub(crate) socket_changed: EventFd,
     pub(crate) health: Health,
+    /// Changes that were carried out.
+    configured: AtomicU64,
 }
 
 /// The configuration.
@@ -169,6 +171,7 @@ impl Shared {
             stop: event()?,
             socket_changed: event()?,
             health: Health { failure: OnceLock::new(), failed: event()? },
+            configured: AtomicU64::new(0),
         })
     }
 
@@ -218,6 +221,15 @@ impl Shared {
 
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn times_configured(&self) -> u64 {
+        self.configured.load(Ordering::Acquire)
+    }
+
+    /// Says that a change was carried out; the caller still holds the registry.
+    pub(crate) fn note_configured(&self) {
+        self.configured.fetch_add(1, Ordering::Release);
     }
 
     pub(crate) fn mtu(&self) -> usize {

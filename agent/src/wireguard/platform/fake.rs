@@ -140,16 +140,20 @@ impl Platform for Fake {
         Ok(host.link(link)?.device.clone())
     }
 
-    async fn apply(&self, link: &Link, step: Step) -> Result<(), PlatformError> {
+    async fn apply(&self, link: &Link, step: &Step) -> Result<(), PlatformError> {
         let mut host = self.host();
         if let Step::ListenPort(port) = step
-            && host.ports_in_use.contains(&port)
+            && host.ports_in_use.contains(port)
         {
-            return Err(PlatformError::PortInUse { port });
+            return Err(PlatformError::PortInUse { port: *port });
         }
-        host.link(link)?.device.apply(&step);
+        host.link(link)?.device.apply(step);
         host.writes += 1;
         Ok(())
+    }
+
+    fn times_configured(&self, _link: &Link) -> Option<u64> {
+        None
     }
 
     async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {

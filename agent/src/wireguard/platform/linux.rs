@@ -18,7 +18,7 @@ use futures_util::TryStreamExt as _;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::LinkWireguard;
 use tokio::sync::watch;
-use wireguard_control::{Device, InterfaceName};
+use wireguard_control::{Device, DeviceUpdate, InterfaceName};
 
 use super::{FoundLink, LinkKind, NewLink, Platform, PlatformError};
 use crate::foundation::id::LinkName;
@@ -52,6 +52,12 @@ impl Linux {
     fn embeds(&self, name: &LinkName) -> bool {
         let embedded = self.embedded.lock().unwrap_or_else(PoisonError::into_inner);
         embedded.as_ref().is_some_and(|device| device.name() == name)
+    }
+
+    /// Whether `link` is the embedded device of this process, and works.
+    fn is_alive(&self, link: &Link) -> bool {
+        let embedded = self.embedded.lock().unwrap_or_else(PoisonError::into_inner);
+        embedded.as_ref().is_some_and(|device| device.name() == &link.name && device.failure().is_none())
     }
 
     /// Takes the embedded device away, if `which` says so, and with it its TUN.
@@ -163,25 +169,31 @@ impl Platform for Linux {
     }
 
     async fn observe(&self, link: &Link) -> Result<DeviceState, PlatformError> {
-        let asked = link.clone();
-        let link = link.clone();
-        blocking(move || read_device(&asked)).await.map_err(|source| device_error("read", &link, source))
+        let (asked, embedded) = (link.clone(), self.is_alive(link));
+        blocking(move || read_device(&asked, embedded)).await.map_err(|source| device_error("read", link, source))
     }
 
-    async fn apply(&self, link: &Link, step: Step) -> Result<(), PlatformError> {
-        let (what, port) = match &step {
+    async fn apply(&self, link: &Link, step: &Step) -> Result<(), PlatformError> {
+        let (what, port) = match step {
             Step::PrivateKey(_) => ("the private key", None),
             Step::Fwmark(_) => ("the mark (wireguard.fwmark)", None),
             Step::ListenPort(port) => ("the listen port (wireguard.listen_port)", Some(*port)),
             Step::Peers(_) => ("peers", None),
         };
-        let asked = link.clone();
-        let result = blocking(move || write_device(&asked, &step)).await;
+        let (asked, update, embedded) = (link.clone(), convert::update(step), self.is_alive(link));
+        let result = blocking(move || write_device(&asked, update, embedded)).await;
         result.map_err(|source| match port {
             // The embedded device's own error number is lost on the way: ask the host about the port.
             Some(port) if check_port_is_free(port).is_err() => PlatformError::PortInUse { port },
             _ => device_error(what, link, source),
         })
+    }
+
+    fn times_configured(&self, link: &Link) -> Option<u64> {
+        let embedded = self.embedded.lock().unwrap_or_else(PoisonError::into_inner);
+        let device =
+            embedded.as_ref().filter(|device| link.backend == Backend::Userspace && device.name() == &link.name);
+        device.map(Embedded::times_configured)
     }
 
     async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
@@ -237,23 +249,24 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
-fn read_device(link: &Link) -> io::Result<DeviceState> {
-    let name = check_present(link)?;
+fn read_device(link: &Link, embedded: bool) -> io::Result<DeviceState> {
+    let name = check_present(link, embedded)?;
     Device::get(&name, convert::backend(link.backend)).map(convert::state)
 }
 
-fn write_device(link: &Link, step: &Step) -> io::Result<()> {
-    let name = check_present(link)?;
-    convert::update(step).apply(&name, convert::backend(link.backend))
+fn write_device(link: &Link, update: DeviceUpdate, embedded: bool) -> io::Result<()> {
+    let name = check_present(link, embedded)?;
+    update.apply(&name, convert::backend(link.backend))
 }
 
-/// Fails with `ENODEV` unless the link is the one we mean and, on the embedded device, its socket answers.
-fn check_present(link: &Link) -> io::Result<InterfaceName> {
+/// Fails with `ENODEV` unless the link is the one we mean and, where a userspace device is behind it, its socket answers.
+/// That of a device of ours that lives (`embedded`) does; to ask costs it a thread.
+fn check_present(link: &Link, embedded: bool) -> io::Result<InterfaceName> {
     let gone = || io::Error::from_raw_os_error(libc::ENODEV);
     if nix::net::if_::if_nametoindex(link.name.as_str()).ok() != Some(link.index) {
         return Err(gone());
     }
-    if link.backend == Backend::Userspace && !socket_answers(&link.name) {
+    if link.backend == Backend::Userspace && !embedded && !socket_answers(&link.name) {
         return Err(gone());
     }
     link.name.as_str().parse().map_err(io::Error::from)

@@ -444,3 +444,31 @@ async fn stopping_leaves_the_kernel_link() {
     tokio::task::yield_now().await;
     assert_eq!(world.device(), before);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_another_tool_removes_is_back_within_a_second() {
+    let world = World::new(vec![peer(1), peer(2)]);
+    let agent = world.start();
+    agent.up().await;
+    let removal = Step::Peers(vec![PeerChange::Remove(key(1))]);
+    world.host.host().links.get_mut(&weft0()).expect("the link is there").device.apply(&removal);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(world.peer(1).endpoint, Some("192.0.2.1:51820".parse().expect("an address")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_peer_is_written_without_reading_the_device() {
+    let world = World::new(vec![peer(1), peer(2)]);
+    let agent = world.start();
+    agent.up().await;
+    let before = world.host.host().observations;
+    let newer = world.model.borrow().with([crate::model::Edit::Set(Peer { persistent_keepalive: Some(7), ..peer(1) })]);
+    world.model.send_replace(Arc::new(newer.expect("a model")));
+    let changed = async {
+        while world.peer(1).persistent_keepalive != 7 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_millis(500), changed).await.expect("it is written");
+    assert_eq!(world.host.host().observations, before);
+}

@@ -28,6 +28,7 @@ pub(crate) fn apply(shared: &Shared, change: Change) -> io::Result<()> {
         has_removed |= peer.existing == Existing::Remove;
         change_peer(shared, &mut registry, peer);
     }
+    shared.note_configured();
     if has_removed {
         // The timer thread lets go of them.
         raise(&shared.timers.wake);

@@ -9,9 +9,7 @@ use wireguard_control::{
 
 use crate::model::Backend;
 use crate::model::key::{PresharedKey, PrivateKey, PublicKey};
-use crate::wireguard::device::{
-    AllowedIpsChange, DeviceState, PeerChange, PeerState, PeerUpdate, PresharedKeyChange, Step,
-};
+use crate::wireguard::device::{DeviceState, PeerChange, PeerState, PeerUpdate, PresharedKeyChange, Step};
 
 pub(super) fn backend(backend: Backend) -> WireguardBackend {
     match backend {
@@ -76,10 +74,7 @@ fn builder(update: &PeerUpdate) -> PeerConfigBuilder {
     if let Some(seconds) = update.persistent_keepalive {
         peer = peer.set_persistent_keepalive_interval(seconds);
     }
-    match &update.allowed_ips {
-        AllowedIpsChange::Add(prefixes) => peer.add_allowed_ips(&allowed_ips(prefixes)),
-        AllowedIpsChange::Replace(prefixes) => peer.replace_allowed_ips().add_allowed_ips(&allowed_ips(prefixes)),
-    }
+    peer.add_allowed_ips(&allowed_ips(&update.gained))
 }
 
 fn allowed_ips(prefixes: &[IpNet]) -> Vec<AllowedIp> {

@@ -42,6 +42,11 @@ impl Embedded {
         &self.name
     }
 
+    /// How often it was configured, by us or through `wg`.
+    pub(super) fn times_configured(&self) -> u64 {
+        self.device.times_configured()
+    }
+
     /// Why the device no longer works.
     pub(super) fn failure(&self) -> Option<&str> {
         self.device.failure()
