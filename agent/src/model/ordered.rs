@@ -173,7 +173,7 @@ fn inserted<K: Ord + Clone, V: Clone>(
         return Arc::new(Node { key, value, priority, left, right });
     }
     if above(priority, &key, node) {
-        let (left, _same, right) = split(Some(node), &key);
+        let (left, right) = split(Some(node), &key);
         return Arc::new(Node { key, value, priority, left, right });
     }
     if order == Ordering::Less {
@@ -207,22 +207,19 @@ fn joined<K: Ord + Clone, V: Clone>(left: Option<&Arc<Node<K, V>>>, right: Optio
     }
 }
 
-/// What is less than `key`, what is there for it, and what is greater.
-fn split<K: Ord + Clone, V: Clone>(
-    link: Option<&Arc<Node<K, V>>>,
-    key: &K,
-) -> (Link<K, V>, Option<Arc<Node<K, V>>>, Link<K, V>) {
-    let Some(node) = link else { return (None, None, None) };
+/// What is less than `key`, and what is greater.
+fn split<K: Ord + Clone, V: Clone>(link: Option<&Arc<Node<K, V>>>, key: &K) -> (Link<K, V>, Link<K, V>) {
+    let Some(node) = link else { return (None, None) };
     match key.cmp(&node.key) {
         Ordering::Less => {
-            let (left, same, right) = split(node.left.as_ref(), key);
-            (left, same, Some(node.with(right, node.right.clone())))
+            let (left, right) = split(node.left.as_ref(), key);
+            (left, Some(node.with(right, node.right.clone())))
         }
         Ordering::Greater => {
-            let (left, same, right) = split(node.right.as_ref(), key);
-            (Some(node.with(node.left.clone(), left)), same, right)
+            let (left, right) = split(node.right.as_ref(), key);
+            (Some(node.with(node.left.clone(), left)), right)
         }
-        Ordering::Equal => (node.left.clone(), Some(Arc::clone(node)), node.right.clone()),
+        Ordering::Equal => (node.left.clone(), node.right.clone()),
     }
 }
 
@@ -253,13 +250,13 @@ where
         }
         // The shape follows from the contents: the one that stands above is missing on the other side.
         (Some(one), Some(other)) if above(one.priority, &one.key, other) => {
-            let (left, _missing, right) = split(Some(other), &one.key);
+            let (left, right) = split(Some(other), &one.key);
             compare(one.left.as_ref(), left.as_ref(), tell)
                 && tell(&one.key, Some(&one.value), None)
                 && compare(one.right.as_ref(), right.as_ref(), tell)
         }
         (Some(one), Some(other)) => {
-            let (left, _missing, right) = split(Some(one), &other.key);
+            let (left, right) = split(Some(one), &other.key);
             compare(left.as_ref(), other.left.as_ref(), tell)
                 && tell(&other.key, None, Some(&other.value))
                 && compare(right.as_ref(), other.right.as_ref(), tell)
