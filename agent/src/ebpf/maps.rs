@@ -18,6 +18,7 @@ use super::pins::Pins;
 use super::platform::ReadCounters;
 use super::spec::Sizes;
 use crate::model::key::PublicKey;
+use crate::model::ordered::Ordered;
 use crate::sys::bpf::{BatchShape, lookup_batch};
 
 /// A map operation that failed.
@@ -160,8 +161,8 @@ impl Maps {
         }
     }
 
-    pub(super) fn indexes(&self) -> Result<BTreeMap<PublicKey, u32>, MapAccessError> {
-        self.peers.entries(PublicKey::from_bytes, |key| key)
+    pub(super) fn indexes(&self) -> Result<Ordered<PublicKey, u32>, MapAccessError> {
+        Ok(self.peers.entries(PublicKey::from_bytes, |key| key)?.into_iter().collect())
     }
 
     pub(super) fn addresses(&self) -> Result<BTreeMap<IpAddr, u32>, MapAccessError> {

@@ -10,8 +10,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::platform::{Hooks, MapContents, Slot};
-use super::spec::{Desired, Sizes};
+use super::spec::{Desired, Sizes, host};
 use super::status::Hook;
+use crate::model::PeerChange;
 use crate::model::key::PublicKey;
 use crate::sys::bpf::Side;
 
@@ -67,6 +68,46 @@ pub fn maps(desired: &Desired, observed: &MapContents) -> Vec<Step> {
     steps.extend(stale(&desired.addresses, &observed.addresses).map(|address| Step::RemoveAddress(*address)));
     steps.extend(stale(&desired.prefixes, &observed.prefixes).map(|prefix| Step::RemovePrefix(*prefix)));
     steps
+}
+
+/// The steps for the peers that changed, where the maps hold what the model before wanted; `None` where something may not
+/// fit, which only [`super::spec::desired`] can say for all of them.
+pub fn changed_peers(changes: &[PeerChange], observed: &MapContents) -> Option<Vec<Step>> {
+    let (mut assigned, mut placed, mut removed) = (Vec::new(), BTreeMap::new(), Vec::new());
+    let mut next = observed.next_index;
+    for PeerChange { key, before, after } in changes {
+        removed.extend(before.iter().flat_map(|peer| &peer.allowed_ips).map(IpNet::trunc));
+        let Some(after) = after else { continue };
+        let index = match observed.indexes.get(key) {
+            Some(index) => *index,
+            None => {
+                assigned.push(Step::AssignIndex { key: *key, index: next });
+                next += 1;
+                next - 1
+            }
+        };
+        placed.extend(after.allowed_ips.iter().map(|prefix| (prefix.trunc(), index)));
+    }
+    let fits = next <= observed.sizes.indexes
+        && observed.addresses.len() + placed.len() <= observed.sizes.addresses as usize
+        && observed.prefixes.len() + placed.len() <= observed.sizes.prefixes as usize;
+    let mut steps = assigned;
+    steps.extend(placed.iter().filter_map(|(prefix, index)| set(prefix, *index, observed)));
+    steps.extend(removed.iter().filter(|prefix| !placed.contains_key(prefix)).map(remove));
+    fits.then_some(steps)
+}
+
+fn set(prefix: &IpNet, index: u32, observed: &MapContents) -> Option<Step> {
+    match host(prefix) {
+        Some(address) if observed.addresses.get(&address) == Some(&index) => None,
+        Some(address) => Some(Step::SetAddress { address, index }),
+        None if observed.prefixes.get(prefix) == Some(&index) => None,
+        None => Some(Step::SetPrefix { prefix: *prefix, index }),
+    }
+}
+
+fn remove(prefix: &IpNet) -> Step {
+    host(prefix).map_or(Step::RemovePrefix(*prefix), Step::RemoveAddress)
 }
 
 fn changed<'a, K: Ord>(

@@ -20,20 +20,25 @@ use super::spec::Sizes;
 use super::status::Hook;
 use crate::model::Link;
 use crate::model::key::PublicKey;
+use crate::model::ordered::Ordered;
 
 /// What is in the pinned maps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapContents {
     pub sizes: Sizes,
-    pub indexes: BTreeMap<PublicKey, u32>,
+    /// Shared with whoever reads the counters.
+    pub indexes: Ordered<PublicKey, u32>,
     pub addresses: BTreeMap<IpAddr, u32>,
     pub prefixes: BTreeMap<IpNet, u32>,
+    /// Above every index that was given out.
+    pub next_index: u32,
 }
 
 impl MapContents {
     /// Maps just made.
     pub fn empty(sizes: Sizes) -> Self {
-        Self { sizes, indexes: BTreeMap::new(), addresses: BTreeMap::new(), prefixes: BTreeMap::new() }
+        let (addresses, prefixes) = (BTreeMap::new(), BTreeMap::new());
+        Self { sizes, indexes: Ordered::new(), addresses, prefixes, next_index: 1 }
     }
 
     /// What the maps hold after a step.
@@ -42,6 +47,7 @@ impl MapContents {
             Step::CreateMaps(sizes) => *self = Self::empty(*sizes),
             Step::AssignIndex { key, index } => {
                 self.indexes.insert(*key, *index);
+                self.next_index = self.next_index.max(*index + 1);
             }
             Step::SetAddress { address, index } => {
                 self.addresses.insert(*address, *index);

@@ -1,7 +1,8 @@
 //! The pass: read the newest model and link, observe maps and hooks, plan, apply, publish.
 //!
 //! What the maps hold is remembered between passes, because nobody else writes them; it is read again at start, after
-//! a failure and on the slow resync. What runs on the hooks is looked at in every pass.
+//! a failure and on the slow resync. What runs on the hooks is looked at in every pass. While it is remembered, a change
+//! of the model is planned for the peers that changed: it costs the same among ten and ten thousand.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use super::config::AttachChoice;
 use super::figures::Snapshot;
 use super::plan::{self, Step};
 use super::platform::{Hooks, MapContents, Platform, PlatformError, Slot};
-use super::spec::{self, Desired, Sizes};
+use super::spec::{self, Refusal, Sizes};
 use super::status::{Hook, Status};
 use crate::foundation::error::chain;
 use crate::foundation::reconcile::{self, Cause, Pass};
@@ -32,7 +33,13 @@ pub(super) struct Reconciler<P> {
 struct Worker<P> {
     platform: P,
     settings: Settings,
-    maps: Option<MapContents>,
+    maps: Option<Remembered>,
+}
+
+/// What the maps hold, and the model that wanted all of it.
+struct Remembered {
+    maps: MapContents,
+    model: Arc<Model>,
 }
 
 /// What one pass of the worker found.
@@ -97,10 +104,12 @@ impl<P: Platform> reconcile::Reconciler for Reconciler<P> {
 struct NoTcx;
 
 impl<P: Platform> Worker<P> {
-    fn pass(&mut self, cause: Cause, model: &Model, link: Option<&Link>) -> Outcome {
+    fn pass(&mut self, cause: Cause, model: &Arc<Model>, link: Option<&Link>) -> Outcome {
         let Some(link) = link else {
             // Nothing to count on yet; what was counted before can be read already.
-            let snapshot = self.look(cause).ok().flatten().and_then(|maps| self.snapshot(model, &maps));
+            self.maps = None;
+            let maps = self.platform.observe_maps().ok().flatten();
+            let snapshot = maps.and_then(|maps| self.snapshot(model, &maps));
             return Outcome { status: Status::default(), snapshot, failed: false };
         };
         match self.reconcile(cause, model, link) {
@@ -113,35 +122,24 @@ impl<P: Platform> Worker<P> {
         }
     }
 
-    /// What the maps hold: as remembered when only the model or the link changed, else read.
-    fn look(&mut self, cause: Cause) -> Result<Option<MapContents>, PlatformError> {
-        if cause == Cause::Change
-            && let Some(maps) = self.maps.take()
-        {
-            return Ok(Some(maps));
-        }
-        self.platform.observe_maps()
-    }
-
-    fn reconcile(&mut self, cause: Cause, model: &Model, link: &Link) -> Result<Outcome, PlatformError> {
+    fn reconcile(&mut self, cause: Cause, model: &Arc<Model>, link: &Link) -> Result<Outcome, PlatformError> {
         let hooks = self.platform.observe_hooks(link)?;
-        let wanted = self.wanted_hook(&hooks);
-        let hook_steps = wanted.as_ref().map_or_else(|_no_tcx| Vec::new(), |(hook, _)| plan::hooks(*hook, &hooks));
-        // A program is about to be bound to what is pinned now, which need not be what is remembered.
-        let cause = if hook_steps.is_empty() { cause } else { Cause::Start };
-        let mut maps = match self.look(cause)? {
-            Some(maps) => maps,
-            None => self.create_maps(link)?,
-        };
-        let (wanted, fallback_reason) = match wanted {
+        let (wanted, fallback_reason) = match self.wanted_hook(&hooks) {
             Ok(wanted) => wanted,
-            Err(error) => {
-                let status = Status { errors: vec![error.to_string()], ..Status::default() };
-                return Ok(Outcome { status, snapshot: self.snapshot(model, &maps), failed: true });
+            Err(error) => return self.without_hook(model, link, &error),
+        };
+        let hook_steps = plan::hooks(wanted, &hooks);
+        // A program about to be attached is bound to what is pinned now, which need not be what is remembered.
+        let remembered = self.maps.take().filter(|_| cause == Cause::Change && hook_steps.is_empty());
+        let (mut maps, mut steps, refused) = match remembered.and_then(|remembered| changes(remembered, model)) {
+            Some((maps, steps)) => (maps, steps, Vec::new()),
+            None => {
+                let maps = self.observe_or_create(link)?;
+                let desired = spec::desired(model, &maps.indexes, maps.sizes);
+                let steps = plan::maps(&desired, &maps);
+                (maps, steps, desired.refused)
             }
         };
-        let desired = spec::desired(model, &maps.indexes, maps.sizes);
-        let mut steps = plan::maps(&desired, &maps);
         steps.extend(hook_steps);
         for step in &steps {
             self.platform.apply(step, link)?;
@@ -151,13 +149,27 @@ impl<P: Platform> Worker<P> {
         let status = Status {
             hook: Some(wanted),
             fallback_reason,
-            peers: desired.indexes.len(),
-            prefixes: desired.addresses.len() + desired.prefixes.len(),
-            errors: Vec::new(),
+            peers: model.peers().len() - refused.iter().map(Refusal::peers).sum::<usize>(),
+            prefixes: maps.addresses.len() + maps.prefixes.len(),
+            errors: refused.iter().map(ToString::to_string).collect(),
         };
         let snapshot = self.snapshot(model, &maps);
-        self.maps = Some(maps);
-        Ok(Outcome { status: self.complain(status, &desired, &hooks, link), snapshot, failed: false })
+        // With something left out, only a look at everything tells what has room now.
+        self.maps = refused.is_empty().then(|| Remembered { maps, model: Arc::clone(model) });
+        Ok(Outcome { status: self.complain(status, &hooks, link), snapshot, failed: false })
+    }
+
+    fn without_hook(&mut self, model: &Arc<Model>, link: &Link, error: &NoTcx) -> Result<Outcome, PlatformError> {
+        let maps = self.observe_or_create(link)?;
+        let status = Status { errors: vec![error.to_string()], ..Status::default() };
+        Ok(Outcome { status, snapshot: self.snapshot(model, &maps), failed: true })
+    }
+
+    fn observe_or_create(&mut self, link: &Link) -> Result<MapContents, PlatformError> {
+        match self.platform.observe_maps()? {
+            Some(maps) => Ok(maps),
+            None => self.create_maps(link),
+        }
     }
 
     fn create_maps(&mut self, link: &Link) -> Result<MapContents, PlatformError> {
@@ -183,8 +195,7 @@ impl<P: Platform> Worker<P> {
     }
 
     /// Adds what the operator should know although the pass went well.
-    fn complain(&self, mut status: Status, desired: &Desired, hooks: &Hooks, link: &Link) -> Status {
-        status.errors.extend(desired.refused.iter().map(ToString::to_string));
+    fn complain(&self, mut status: Status, hooks: &Hooks, link: &Link) -> Status {
         let sides = [(&hooks.ingress, "ingress"), (&hooks.egress, "egress")];
         let mut effective = true;
         for (slots, side) in sides {
@@ -206,9 +217,16 @@ impl<P: Platform> Worker<P> {
         status
     }
 
-    fn snapshot(&self, model: &Model, maps: &MapContents) -> Option<Snapshot> {
-        Some(Snapshot::new(self.platform.counters()?, model, &maps.indexes))
+    fn snapshot(&self, model: &Arc<Model>, maps: &MapContents) -> Option<Snapshot> {
+        Some(Snapshot::new(self.platform.counters()?, Arc::clone(model), maps.indexes.clone()))
     }
+}
+
+/// The steps from what is remembered to `model`, if they are sure to fit.
+fn changes(remembered: Remembered, model: &Model) -> Option<(MapContents, Vec<Step>)> {
+    let changes = model.changes_since(&remembered.model);
+    let steps = plan::changed_peers(&changes, &remembered.maps)?;
+    Some((remembered.maps, steps))
 }
 
 fn log_steps(steps: &[Step], link: &Link, hook: Hook) {

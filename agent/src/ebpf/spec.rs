@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use crate::foundation::id::NodeId;
 use crate::model::Model;
 use crate::model::key::PublicKey;
+use crate::model::ordered::Ordered;
 
 /// How many entries the maps take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,16 @@ pub enum Refusal {
     Entries { family: &'static str, what: &'static str, capacity: u32, count: usize, first: String },
 }
 
+impl Refusal {
+    /// How many peers are not counted at all.
+    pub fn peers(&self) -> usize {
+        match self {
+            Self::Peers { count, .. } => *count,
+            Self::Entries { .. } => 0,
+        }
+    }
+}
+
 /// What the maps should hold.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Desired {
@@ -55,7 +66,7 @@ pub struct Desired {
 }
 
 /// Derives what the maps should hold from the model and the indexes that are taken.
-pub fn desired(model: &Model, taken: &BTreeMap<PublicKey, u32>, sizes: Sizes) -> Desired {
+pub fn desired(model: &Model, taken: &Ordered<PublicKey, u32>, sizes: Sizes) -> Desired {
     let mut desired = Desired::default();
     assign_indexes(model, taken, sizes, &mut desired);
     let mut allowed = Vec::new();
@@ -68,7 +79,7 @@ pub fn desired(model: &Model, taken: &BTreeMap<PublicKey, u32>, sizes: Sizes) ->
     desired
 }
 
-fn assign_indexes(model: &Model, taken: &BTreeMap<PublicKey, u32>, sizes: Sizes, desired: &mut Desired) {
+fn assign_indexes(model: &Model, taken: &Ordered<PublicKey, u32>, sizes: Sizes, desired: &mut Desired) {
     let mut next = taken.values().max().map_or(1, |highest| highest + 1);
     let mut refused = Vec::new();
     for peer in model.peers() {
@@ -88,7 +99,7 @@ fn assign_indexes(model: &Model, taken: &BTreeMap<PublicKey, u32>, sizes: Sizes,
 }
 
 /// The exact address a prefix is, if it is one.
-fn host(prefix: &IpNet) -> Option<IpAddr> {
+pub(super) fn host(prefix: &IpNet) -> Option<IpAddr> {
     (prefix.prefix_len() == prefix.max_prefix_len()).then(|| prefix.addr())
 }
 

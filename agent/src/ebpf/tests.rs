@@ -16,6 +16,7 @@ use super::status::Hook;
 use super::*;
 use crate::foundation::lifecycle::Shutdown;
 use crate::model::key::PublicKey;
+use crate::model::ordered::Ordered;
 use crate::model::peer::Peer;
 use crate::model::{Backend, Node};
 use crate::sys::bpf::Side;
@@ -53,7 +54,7 @@ fn sizes() -> Sizes {
 #[test]
 fn an_exact_address_is_no_network() {
     let model = model(vec![peer("b", 1, &["10.0.0.2/32", "10.1.0.0/16", "fd00::2/128", "::/0"])]);
-    let desired = spec::desired(&model, &BTreeMap::new(), sizes());
+    let desired = spec::desired(&model, &Ordered::new(), sizes());
     let addresses: Vec<String> = desired.addresses.keys().map(ToString::to_string).collect();
     let prefixes: Vec<String> = desired.prefixes.keys().map(ToString::to_string).collect();
     assert_eq!(
@@ -64,7 +65,7 @@ fn an_exact_address_is_no_network() {
 
 #[test]
 fn an_index_stays_with_its_key_and_is_never_reused() {
-    let taken = BTreeMap::from([(key(1), 1), (key(2), 2)]);
+    let taken = [(key(1), 1), (key(2), 2)].into_iter().collect();
     let desired = spec::desired(&model(vec![peer("c", 3, &[]), peer("b", 2, &[])]), &taken, sizes());
     assert_eq!(desired.indexes, BTreeMap::from([(key(2), 2), (key(3), 3)]));
 }
@@ -72,7 +73,7 @@ fn an_index_stays_with_its_key_and_is_never_reused() {
 #[test]
 fn peers_that_do_not_fit_are_refused_by_name_and_have_no_addresses() {
     let peers = vec![peer("a1", 1, &["10.0.0.1/32"]), peer("a2", 2, &["10.0.0.2/32"]), peer("a3", 3, &[])];
-    let desired = spec::desired(&model(peers), &BTreeMap::new(), Sizes { indexes: 2, ..sizes() });
+    let desired = spec::desired(&model(peers), &Ordered::new(), Sizes { indexes: 2, ..sizes() });
     assert_eq!(desired.indexes, BTreeMap::from([(key(1), 1)]));
     assert_eq!(desired.addresses.len(), 1);
     let text = desired.refused[0].to_string();
@@ -82,7 +83,7 @@ fn peers_that_do_not_fit_are_refused_by_name_and_have_no_addresses() {
 #[test]
 fn networks_that_do_not_fit_are_refused_by_name() {
     let model = model(vec![peer("b", 1, &["10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16", "fd00::/16"])]);
-    let desired = spec::desired(&model, &BTreeMap::new(), Sizes { prefixes: 1, ..sizes() });
+    let desired = spec::desired(&model, &Ordered::new(), Sizes { prefixes: 1, ..sizes() });
     assert_eq!(desired.prefixes.len(), 2, "one of each family");
     let text = desired.refused[0].to_string();
     assert!(text.contains("IPv4 networks takes 1, so 2 more (the first: 10.2.0.0/16)"), "{text}");
@@ -101,7 +102,7 @@ fn contents() -> impl Strategy<Value = MapContents> {
     );
     let indexes = prop::collection::btree_map(any::<u8>().prop_map(key), 1..9_u32, 0..8);
     (indexes, addresses, prefixes).prop_map(|(indexes, addresses, prefixes)| MapContents {
-        indexes,
+        indexes: indexes.into_iter().collect(),
         addresses,
         prefixes,
         ..MapContents::empty(sizes())
@@ -112,10 +113,8 @@ proptest! {
     #[test]
     fn applying_a_plan_leaves_nothing_to_do(wanted in contents(), mut observed in contents()) {
         // An index that is taken is never another in what is desired: `spec` keeps it.
-        let mut indexes = wanted.indexes;
-        for (key, index) in &mut indexes {
-            *index = *observed.indexes.get(key).unwrap_or(index);
-        }
+        let kept = |(key, index): (&PublicKey, &u32)| (*key, *observed.indexes.get(key).unwrap_or(index));
+        let indexes = wanted.indexes.iter().map(kept).collect();
         let desired =
             Desired { indexes, addresses: wanted.addresses, prefixes: wanted.prefixes, refused: vec![] };
         for step in plan::maps(&desired, &observed) {
@@ -125,6 +124,47 @@ proptest! {
         prop_assert_eq!(&desired.addresses, &observed.addresses);
         prop_assert_eq!(&desired.prefixes, &observed.prefixes);
     }
+}
+
+/// Peers by number, each with some of a few prefixes; a prefix is one peer's only.
+fn owned() -> impl Strategy<Value = BTreeMap<u8, u8>> {
+    prop::collection::btree_map(0..12_u8, 1..6_u8, 0..10)
+}
+
+fn model_of(owned: &BTreeMap<u8, u8>) -> Arc<Model> {
+    let mut prefixes: BTreeMap<u8, Vec<String>> = BTreeMap::new();
+    for (number, owner) in owned {
+        let prefix = if number % 2 == 0 { format!("10.0.0.{number}/32") } else { format!("10.{number}.0.0/16") };
+        prefixes.entry(*owner).or_default().push(prefix);
+    }
+    let peers = prefixes.iter().map(|(owner, prefixes)| {
+        peer(&format!("p{owner}"), *owner, &prefixes.iter().map(String::as_str).collect::<Vec<_>>())
+    });
+    model(peers.collect())
+}
+
+proptest! {
+    #[test]
+    fn what_changed_planned_alone_gives_what_everything_planned_gives(from in owned(), to in owned()) {
+        let (older, newer) = (model_of(&from), model_of(&to));
+        let mut maps = MapContents::empty(sizes());
+        for step in plan::maps(&spec::desired(&older, &maps.indexes, sizes()), &maps) {
+            maps.after(&step);
+        }
+        for step in plan::changed_peers(&newer.changes_since(&older), &maps).expect("there is room") {
+            maps.after(&step);
+        }
+        let desired = spec::desired(&newer, &maps.indexes, sizes());
+        prop_assert_eq!(plan::maps(&desired, &maps), vec![]);
+    }
+}
+
+#[test]
+fn what_may_not_fit_is_left_to_a_look_at_everything() {
+    let (none, two) = (model(vec![]), model(vec![peer("a1", 1, &["10.0.0.1/32"]), peer("a2", 2, &[])]));
+    let small = MapContents::empty(Sizes { indexes: 2, ..sizes() });
+    assert_eq!(plan::changed_peers(&two.changes_since(&none), &small), None);
+    assert!(plan::changed_peers(&two.changes_since(&none), &MapContents::empty(sizes())).is_some());
 }
 
 #[test]

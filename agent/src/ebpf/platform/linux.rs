@@ -221,9 +221,11 @@ impl Platform for Linux {
             return Ok(None);
         }
         let maps = &self.reopen()?.maps;
+        let indexes = maps.indexes()?;
         Ok(Some(MapContents {
             sizes: maps.sizes(),
-            indexes: maps.indexes()?,
+            next_index: indexes.values().max().map_or(1, |highest| highest + 1),
+            indexes,
             addresses: maps.addresses()?,
             prefixes: maps.prefixes()?,
         }))
