@@ -6,6 +6,7 @@
 //! changed or removed. A link that somebody sets down is set up again (to take it down, stop the agent or use
 //! `weft down`); it is never bounced to apply a change. Routes never take a network away from another link.
 
+pub mod change;
 pub mod config;
 mod down;
 pub mod firewall;

@@ -45,8 +45,12 @@ impl<K, V> Ordered<K, V> {
     }
 
     /// The entries in the order of their keys.
-    pub fn iter(&self) -> Iter<'_, K, V> {
-        let mut iter = Iter { above: Vec::new(), left: self.len };
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&K, &V)> {
+        Counted { entries: self.walk(), left: self.len }
+    }
+
+    fn walk(&self) -> Iter<'_, K, V> {
+        let mut iter = Iter { above: Vec::new() };
         iter.descend(&self.root);
         iter
     }
@@ -74,11 +78,11 @@ impl<K, V> Ordered<K, V> {
     }
 
     /// The entries from `key` on, in order.
-    pub fn starting_at<Q: Ord + ?Sized>(&self, key: &Q) -> impl Iterator<Item = (&K, &V)>
+    pub fn starting_at<Q: Ord + ?Sized>(&self, key: &Q) -> Iter<'_, K, V>
     where
         K: Borrow<Q>,
     {
-        let mut iter = Iter { above: Vec::new(), left: self.len };
+        let mut iter = Iter { above: Vec::new() };
         let mut link = &self.root;
         while let Some(node) = link {
             if node.key.borrow() < key {
@@ -305,7 +309,6 @@ impl<K: Ord + Hash + Clone, V: Clone> FromIterator<(K, V)> for Ordered<K, V> {
 pub struct Iter<'m, K, V> {
     /// The nodes whose left side has been told, the next one last.
     above: Vec<&'m Node<K, V>>,
-    left: usize,
 }
 
 impl<K, V> fmt::Debug for Node<K, V> {
@@ -329,8 +332,22 @@ impl<'m, K, V> Iterator for Iter<'m, K, V> {
     fn next(&mut self) -> Option<Self::Item> {
         let node = self.above.pop()?;
         self.descend(&node.right);
-        self.left = self.left.saturating_sub(1);
         Some((&node.key, &node.value))
+    }
+}
+
+/// An iterator that knows how much it will tell.
+struct Counted<I> {
+    entries: I,
+    left: usize,
+}
+
+impl<I: Iterator> Iterator for Counted<I> {
+    type Item = I::Item;
+
+    fn next(&mut self) -> Option<I::Item> {
+        self.left = self.left.saturating_sub(1);
+        self.entries.next()
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -338,7 +355,7 @@ impl<'m, K, V> Iterator for Iter<'m, K, V> {
     }
 }
 
-impl<K, V> ExactSizeIterator for Iter<'_, K, V> {}
+impl<I: Iterator> ExactSizeIterator for Counted<I> {}
 
 #[cfg(test)]
 mod tests {

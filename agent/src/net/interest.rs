@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ipnet::IpNet;
 
 use super::PROTOCOL;
-use super::plan::Observed;
-use super::spec::Wanted;
+use super::plan::{Observed, Step};
+use super::spec::{Route, Wanted};
 use crate::model::Link;
 use crate::sys::rtnetlink::monitor::{Change, RouteChange};
+use crate::sys::rtnetlink::route::PROTOCOL_KERNEL;
 
 /// The table the kernel keeps for addresses of this host; its routes come with addresses.
 const TABLE_LOCAL: u32 = 255;
@@ -25,7 +26,20 @@ struct State {
     target: Option<(Link, Arc<Wanted>)>,
     /// Links that carry the tunnel's packets, and links with a network that overlaps ours.
     neighbours: BTreeSet<u32>,
-    surroundings_changed: bool,
+    /// Our routes as they are, and as they will be when what is under way is done: events about these are no news.
+    routes: BTreeSet<(u32, IpNet)>,
+    news: News,
+}
+
+/// What has happened since the last pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct News {
+    /// Our link, its addresses or routes changed, other than by us.
+    pub(super) ours: bool,
+    /// Something that decides about ours: ways that were looked up are stale.
+    pub(super) around: bool,
+    /// Networks of other links came or went that are no matter for what is wanted now.
+    pub(super) others: bool,
 }
 
 impl Interest {
@@ -49,9 +63,29 @@ impl Interest {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = State::default();
     }
 
-    /// Whether something outside our link has changed since the last call: ways that were looked up are stale.
-    pub(super) fn take_surroundings_changed(&self) -> bool {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner).surroundings_changed)
+    /// From now on these are our routes.
+    pub(super) fn set_routes(&self, routes: &BTreeSet<Route>) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.routes = routes.iter().map(|route| (route.table, route.network)).collect();
+    }
+
+    /// We are about to do this.
+    pub(super) fn expect(&self, step: &Step) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match step {
+            Step::AddRoute(route) => {
+                state.routes.insert((route.table, route.network));
+            }
+            Step::RemoveRoute(route) => {
+                state.routes.remove(&(route.table, route.network));
+            }
+            Step::SetMtu(_) | Step::SetUp | Step::AddAddress(_) | Step::RemoveAddress(_) => {}
+        }
+    }
+
+    /// What has happened since the last call.
+    pub(super) fn take_news(&self) -> News {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner).news)
     }
 
     /// Whether `change` matters.
@@ -63,12 +97,23 @@ impl Interest {
                 (*index == link.index || *name == link.name.as_str(), state.neighbours.contains(index))
             }
             Change::Address { index, .. } => (*index == link.index, false),
-            Change::Route(route) => (is_ours(route, link), is_around(route, link, wanted)),
+            Change::Route(route) => {
+                (is_ours(route, link) && is_news(route, &state.routes), is_around(route, link, wanted))
+            }
             Change::Rule | Change::Unknown => (false, true),
         };
-        state.surroundings_changed |= around;
+        let others = matches!(change, Change::Route(route) if route.protocol == PROTOCOL_KERNEL && route.unicast);
+        state.news.ours |= ours;
+        state.news.around |= around;
+        state.news.others |= others;
         ours || around
     }
+}
+
+/// Whether a route came that we did not make, or went that we did not take away.
+fn is_news(route: &RouteChange, known: &BTreeSet<(u32, IpNet)>) -> bool {
+    let Some(network) = route.network else { return true };
+    known.contains(&(route.table, network)) == route.removed
 }
 
 fn is_ours(route: &RouteChange, link: &Link) -> bool {
@@ -84,8 +129,8 @@ fn is_around(route: &RouteChange, link: &Link, wanted: &Wanted) -> bool {
     if matches!(network, IpNet::V6(network) if network.addr().is_unicast_link_local()) {
         return false;
     }
-    let leads_to_peer = wanted.endpoints.range(network.network()..=network.broadcast()).next().is_some();
-    let is_default = wanted.roaming && network.prefix_len() == 0;
+    let leads_to_peer = wanted.has_endpoint_within(&network);
+    let is_default = wanted.roaming() && network.prefix_len() == 0;
     leads_to_peer || is_default || wanted.networks.overlaps(&network)
 }
 
@@ -104,7 +149,14 @@ mod tests {
 
     fn route(network: &str, index: u32) -> Change {
         let network = Some(network.parse().expect("a network"));
-        Change::Route(RouteChange { links: vec![index], network, table: 254, protocol: 2, unicast: true })
+        Change::Route(RouteChange {
+            links: vec![index],
+            network,
+            table: 254,
+            protocol: 2,
+            unicast: true,
+            removed: false,
+        })
     }
 
     #[test]
@@ -118,8 +170,8 @@ mod tests {
         for network in ["0.0.0.0/0", "192.0.2.0/24", "192.0.2.7/32"] {
             assert!(interest.wants(&route(network, 2)), "{network}");
         }
-        assert!(interest.take_surroundings_changed());
-        assert!(!interest.take_surroundings_changed());
+        assert!(interest.take_news().around);
+        assert!(!interest.take_news().around);
     }
 
     #[test]
@@ -128,13 +180,13 @@ mod tests {
         for network in ["10.99.3.0/24", "10.0.0.0/8", "10.80.0.0/25"] {
             assert!(interest.wants(&route(network, 2)), "{network}");
         }
-        assert!(interest.take_surroundings_changed());
+        assert!(interest.take_news().around);
         for network in ["172.17.0.0/16", "198.51.100.0/24", "fe80::/64"] {
             assert!(!interest.wants(&route(network, 2)), "{network}");
         }
         let address = Some("172.17.0.1/16".parse().expect("an address"));
         assert!(!interest.wants(&Change::Address { index: 2, address }));
-        assert!(!interest.take_surroundings_changed());
+        assert!(!interest.take_news().around);
     }
 
     #[test]
@@ -146,6 +198,6 @@ mod tests {
         assert!(interest.wants(&link_change(link().index, "renamed")));
         assert!(interest.wants(&link_change(99, link().name.as_str())), "made anew");
         assert!(!interest.wants(&link_change(99, "veth7")));
-        assert!(!interest.take_surroundings_changed());
+        assert!(!interest.take_news().around);
     }
 }

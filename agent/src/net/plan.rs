@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::mtu::{self, Way};
-use super::networks::overlap;
+use super::networks::{NetworkSet, overlap};
 use super::spec::{METRIC, Route, TABLE_MAIN, Wanted, is_host};
 use crate::foundation::id::NodeId;
 
@@ -24,6 +24,8 @@ pub struct Observed {
     pub routes: BTreeSet<Route>,
     /// Networks of other links that overlap with what is wanted.
     pub connected: Vec<Connected>,
+    /// All networks of other links.
+    pub others: NetworkSet,
     /// The ways to the endpoints; none for one that cannot be reached now.
     pub paths: BTreeMap<IpAddr, Path>,
     /// The ways that a peer without a known endpoint would have: the default routes.
@@ -164,7 +166,7 @@ fn wanted_mtu(wanted: &Wanted, observed: &Observed) -> Option<u32> {
     if let Some(mtu) = wanted.mtu {
         return Some(mtu);
     }
-    let default_paths = observed.default_paths.iter().filter(|_| wanted.roaming);
+    let default_paths = observed.default_paths.iter().filter(|_| wanted.roaming());
     let paths = observed.paths.values().chain(default_paths).filter(|path| !path.links.contains(&observed.index));
     let ways = paths.map(|path| Way { ipv6: path.network.addr().is_ipv6(), mtu: path.mtu });
     mtu::tunnel_mtu(ways).or((!observed.up).then_some(mtu::UNKNOWN_WAY))
@@ -190,7 +192,7 @@ fn accepted_addresses(wanted: &Wanted, observed: &Observed, refusals: &mut Vec<R
 fn accepted_routes(wanted: &Wanted, observed: &Observed, refusals: &mut Vec<Refusal>) -> BTreeSet<Route> {
     let loops = routes_that_loop(wanted, observed);
     let mut accepted = BTreeSet::new();
-    for (route, peer) in &wanted.routes {
+    for (route, peer) in wanted.routes.iter() {
         let (network, peer) = (route.network, peer.clone());
         // A wider route is no harm: the kernel prefers the more specific network of the other link.
         let foreign = observed.connected.iter().find(|other| other.network.contains(&network));
@@ -209,7 +211,7 @@ fn accepted_routes(wanted: &Wanted, observed: &Observed, refusals: &mut Vec<Refu
 fn routes_that_loop(wanted: &Wanted, observed: &Observed) -> BTreeMap<Route, (IpAddr, NodeId)> {
     let mut loops = BTreeMap::new();
     for (endpoint, path) in observed.paths.iter().filter(|(_, path)| path.table == TABLE_MAIN) {
-        let Some(at) = wanted.endpoints.get(endpoint) else { continue };
+        let Some(at) = wanted.peer_at(endpoint) else { continue };
         let through_us = path.links.contains(&observed.index);
         for route in main_routes_holding(wanted, *endpoint) {
             if through_us || route.network.prefix_len() >= path.network.prefix_len() {
@@ -220,9 +222,9 @@ fn routes_that_loop(wanted: &Wanted, observed: &Observed) -> BTreeMap<Route, (Ip
     loops
 }
 
-fn main_routes_holding(wanted: &Wanted, endpoint: IpAddr) -> impl Iterator<Item = Route> {
-    let endpoint = IpNet::from(endpoint);
-    let holding: Vec<IpNet> = wanted.networks.holding(&endpoint).copied().collect();
+/// The routes in the main table that an endpoint would be reached by, but for narrower ones.
+pub fn main_routes_holding(wanted: &Wanted, endpoint: IpAddr) -> impl Iterator<Item = Route> {
+    let holding: Vec<IpNet> = wanted.networks.holding(&IpNet::from(endpoint)).collect();
     let routes = holding.into_iter().map(|network| Route { network, table: TABLE_MAIN, metric: METRIC });
     routes.filter(|route| wanted.routes.contains_key(route))
 }
@@ -231,7 +233,7 @@ fn main_routes_holding(wanted: &Wanted, endpoint: IpAddr) -> impl Iterator<Item 
 fn endpoints_in_tunnel(wanted: &Wanted, observed: &Observed) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     for (endpoint, path) in &observed.paths {
-        let Some(at) = wanted.endpoints.get(endpoint) else { continue };
+        let Some(at) = wanted.peer_at(endpoint) else { continue };
         let prevented = main_routes_holding(wanted, *endpoint).next().is_some() && path.table == TABLE_MAIN;
         if path.links.contains(&observed.index) && !prevented {
             let (network, table) = (path.network, path.table);

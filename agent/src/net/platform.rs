@@ -5,8 +5,9 @@ pub mod linux;
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 
-use super::plan::{Observed, Step};
+use super::plan::{Observed, Path, Step};
 use super::spec::Wanted;
 use crate::foundation::id::LinkName;
 use crate::model::Link;
@@ -55,6 +56,9 @@ pub trait Platform: Send + 'static {
         wanted: &Wanted,
         ways: Ways,
     ) -> impl Future<Output = Result<Option<Observed>, ObserveError>> + Send;
+
+    /// The way to one address; `None` if nothing leads there. Kept like those that were looked up before.
+    fn way(&mut self, address: IpAddr) -> impl Future<Output = Result<Option<Path>, ObserveError>> + Send;
 
     /// Makes one change; one that is already made is no error.
     fn apply(&mut self, name: &LinkName, index: u32, step: &Step)

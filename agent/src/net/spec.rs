@@ -1,6 +1,6 @@
 //! What the link should have: a pure function of the settings and the model.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -9,8 +9,10 @@ use super::config::Settings;
 use super::networks::NetworkSet;
 use super::plan::Refusal;
 use crate::foundation::id::NodeId;
-use crate::model::Model;
-use crate::model::peer::Endpoint;
+use crate::model::key::PublicKey;
+use crate::model::ordered::Ordered;
+use crate::model::peer::{Endpoint, Peer};
+use crate::model::{Model, PeerChange};
 
 /// The table called `main`.
 pub const TABLE_MAIN: u32 = 254;
@@ -27,68 +29,144 @@ pub struct Route {
     pub metric: u32,
 }
 
-/// What the link should have.
+/// What the link should have. Cheap to clone; what changed peers make of it shares the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
     /// `None`: from the ways to the peers.
     pub mtu: Option<u32>,
     pub addresses: BTreeSet<IpNet>,
     /// Each with the peer it leads to.
-    pub routes: BTreeMap<Route, NodeId>,
+    pub routes: Ordered<Route, NodeId>,
     /// Where peers are known to be.
-    pub endpoints: BTreeMap<IpAddr, NodeId>,
-    /// Whether a peer may also be somewhere else: no endpoint is configured, or only its name.
-    pub roaming: bool,
+    endpoints: Ordered<(IpAddr, PublicKey), NodeId>,
+    /// Peers that may also be somewhere else: no endpoint is configured, or only its name.
+    anywhere: usize,
     /// The mark of the tunnel's own packets.
     pub fwmark: u32,
     /// Everything above that would compete with a network of another link.
     pub networks: NetworkSet,
     /// What was asked for and cannot be.
     pub refusals: Vec<Refusal>,
+    /// The networks of our addresses: they need no route.
+    connected: NetworkSet,
+    /// `None`: no routes are asked for.
+    table: Option<u32>,
 }
 
 /// What the link should have for this model.
 pub fn wanted(settings: &Settings, model: &Model) -> Wanted {
     let addresses: BTreeSet<IpNet> = model.node.addresses.iter().copied().collect();
-    let connected: NetworkSet = addresses.iter().filter(|address| !is_host(address)).copied().collect();
-    let mut routes = BTreeMap::new();
-    let mut refusals = Vec::new();
-    let peers_with_routes = model.peers().filter(|_| settings.routes);
-    for (network, peer) in peers_with_routes.flat_map(|peer| peer.allowed_ips.iter().map(move |ip| (*ip, &peer.name))) {
-        if connected.holding(&network).next().is_some() {
-            continue;
-        }
-        if network.prefix_len() == 0 && settings.table == TABLE_MAIN {
-            refusals.push(Refusal::DefaultRoute { network, peer: peer.clone() });
-            continue;
-        }
-        routes.insert(Route { network, table: settings.table, metric: METRIC }, peer.clone());
-    }
-    let endpoints = endpoints(model);
-    let known = |endpoint: &Option<Endpoint>| matches!(endpoint, Some(Endpoint::Address(_)));
-    Wanted {
+    let mut wanted = Wanted {
         mtu: settings.mtu.map(u32::from),
-        networks: addresses.iter().copied().chain(routes.keys().map(|route| route.network)).collect(),
-        addresses,
-        routes,
-        roaming: model.peers().any(|peer| !known(&peer.endpoint)) || endpoints.is_empty(),
-        endpoints,
+        routes: Ordered::new(),
+        endpoints: Ordered::new(),
+        anywhere: 0,
         fwmark: settings.fwmark,
-        refusals,
+        networks: addresses.iter().copied().collect(),
+        refusals: Vec::new(),
+        connected: addresses.iter().filter(|address| !is_host(address)).copied().collect(),
+        table: settings.routes.then_some(settings.table),
+        addresses,
+    };
+    for peer in model.peers() {
+        wanted.add(peer);
+    }
+    wanted
+}
+
+/// The routes to a peer, refused ones left out.
+pub fn routes_of(wanted: &Wanted, peer: &Peer) -> Vec<Route> {
+    let Some(table) = wanted.table else { return Vec::new() };
+    let routed = |network: &&IpNet| {
+        let is_default = network.prefix_len() == 0 && table == TABLE_MAIN;
+        !is_default && wanted.connected.holding(network).next().is_none()
+    };
+    peer.allowed_ips.iter().filter(routed).map(|network| Route { network: *network, table, metric: METRIC }).collect()
+}
+
+/// Where a peer is configured to be.
+pub fn address_of(peer: &Peer) -> Option<IpAddr> {
+    match &peer.endpoint {
+        Some(Endpoint::Address(address)) => Some(address.ip().to_canonical()),
+        Some(Endpoint::Name { .. }) | None => None,
     }
 }
 
-fn endpoints(model: &Model) -> BTreeMap<IpAddr, NodeId> {
-    let mut endpoints = BTreeMap::new();
-    for peer in model.peers() {
-        match &peer.endpoint {
-            Some(Endpoint::Address(address)) => {
-                endpoints.insert(address.ip().to_canonical(), peer.name.clone());
+impl Wanted {
+    /// The same with some peers changed.
+    #[must_use]
+    pub fn with(&self, changes: &[PeerChange]) -> Self {
+        let mut wanted = self.clone();
+        for peer in changes.iter().filter_map(|change| change.before.as_deref()) {
+            wanted.remove(peer);
+        }
+        for peer in changes.iter().filter_map(|change| change.after.as_deref()) {
+            wanted.add(peer);
+        }
+        wanted
+    }
+
+    /// Whether a peer may be reached over any default route.
+    pub fn roaming(&self) -> bool {
+        self.anywhere > 0 || self.endpoints.is_empty()
+    }
+
+    /// A peer whose endpoint is at this address.
+    pub fn peer_at(&self, address: &IpAddr) -> Option<&NodeId> {
+        let ((found, _), name) = self.endpoints_from(*address).next()?;
+        (found == address).then_some(name)
+    }
+
+    /// Whether an endpoint lies in this network.
+    pub fn has_endpoint_within(&self, network: &IpNet) -> bool {
+        self.endpoints_from(network.network()).next().is_some_and(|((address, _), _)| network.contains(address))
+    }
+
+    /// The addresses of the endpoints in order, one after the other the same where peers share one.
+    pub fn endpoint_addresses(&self) -> impl Iterator<Item = &IpAddr> {
+        self.endpoints.keys().map(|(address, _)| address)
+    }
+
+    fn endpoints_from(&self, address: IpAddr) -> impl Iterator<Item = (&(IpAddr, PublicKey), &NodeId)> {
+        self.endpoints.starting_at(&(address, PublicKey::from_bytes([0; 32])))
+    }
+
+    fn add(&mut self, peer: &Peer) {
+        self.refusals.extend(refusals(self, peer));
+        for route in routes_of(self, peer) {
+            self.networks.insert(route.network);
+            self.routes.insert(route, peer.name.clone());
+        }
+        match address_of(peer) {
+            Some(address) => {
+                self.endpoints.insert((address, peer.public_key), peer.name.clone());
             }
-            Some(Endpoint::Name { .. }) | None => {}
+            None => self.anywhere += 1,
         }
     }
-    endpoints
+
+    fn remove(&mut self, peer: &Peer) {
+        let refused = refusals(self, peer);
+        self.refusals.retain(|refusal| !refused.contains(refusal));
+        for route in routes_of(self, peer) {
+            self.networks.remove(&route.network);
+            self.routes.remove(&route);
+        }
+        match address_of(peer) {
+            Some(address) => {
+                self.endpoints.remove(&(address, peer.public_key));
+            }
+            None => self.anywhere -= 1,
+        }
+    }
+}
+
+fn refusals(wanted: &Wanted, peer: &Peer) -> Vec<Refusal> {
+    let refused = peer.allowed_ips.iter().filter(|network| {
+        let is_default = network.prefix_len() == 0 && wanted.table == Some(TABLE_MAIN);
+        is_default && wanted.connected.holding(network).next().is_none()
+    });
+    refused.map(|network| Refusal::DefaultRoute { network: *network, peer: peer.name.clone() }).collect()
 }
 
 /// Whether an address has no network beside itself.

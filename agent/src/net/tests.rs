@@ -329,6 +329,69 @@ proptest! {
     }
 }
 
+/// Peers by number, each with an endpoint of a few and some of a few networks.
+fn any_peers() -> impl Strategy<Value = Vec<Peer>> {
+    let endpoint = proptest::option::of(1_u8..4);
+    let one = (endpoint, proptest::collection::btree_set(0_u8..4, 0..3));
+    proptest::collection::btree_map(1_u8..5, one, 0..5).prop_map(|peers| {
+        let mut taken = std::collections::BTreeSet::new();
+        let peers = peers.into_iter().map(|(number, (endpoint, networks))| {
+            let free = networks.into_iter().filter(|network| taken.insert(*network));
+            let networks: Vec<String> = free.map(|network| format!("10.{}.0.0/16", 90 + network)).collect();
+            let networks: Vec<&str> = networks.iter().map(String::as_str).collect();
+            let endpoint = endpoint.map(|host| format!("192.0.{host}.7:51820"));
+            peer(&format!("p{number}"), number, endpoint.as_deref(), &networks)
+        });
+        peers.collect()
+    })
+}
+
+proptest! {
+    #[test]
+    fn following_changed_peers_gives_what_a_look_at_everything_gives(
+        (from, to) in (any_peers(), any_peers()),
+        mtus in proptest::collection::vec(prop_oneof![Just(1500_u32), Just(1400)], 4),
+        other in proptest::option::of(90_u8..96),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let (older, newer) = (model(&["10.80.0.1/24"], from), model(&["10.80.0.1/24"], to));
+        let (before, settings) = (wanted(&settings(), &older), settings());
+        let all = |number: u8| (IpAddr::from([192, 0, number, 7]), path("0.0.0.0/0", 2, mtus[usize::from(number)]));
+        // The host tells the ways that it is asked for.
+        let ways_for = |wanted: &spec::Wanted| -> BTreeMap<IpAddr, Path> {
+            (1_u8..4).map(all).filter(|(address, _)| wanted.peer_at(address).is_some()).collect()
+        };
+        let mut platform = FakePlatform::with_link(7);
+        {
+            let mut host = platform.host();
+            host.paths = ways_for(&before);
+            host.default_paths = vec![path("0.0.0.0/0", 2, 1500)];
+            host.connected = other.map(|number| connected(&format!("10.{number}.3.0/24"))).into_iter().collect();
+        }
+        let settled = runtime.block_on(apply_until_settled(&mut platform, &before));
+        settled.map_err(|step| TestCaseError::fail(step.to_string()))?;
+        let mut observed = runtime.block_on(observe(&mut platform, &before));
+        let changes = newer.changes_since(&older);
+        let after = before.with(&changes);
+        prop_assert_eq!(&after, &wanted(&settings, &newer));
+        let ways = change::unknown_endpoints(&changes, &observed).into_iter();
+        let ways: BTreeMap<IpAddr, Option<Path>> =
+            ways.map(|address| (address, ways_for(&after).remove(&address))).collect();
+        let followed = change::changed_peers(&changes, (&before, &after), &observed, &ways);
+        if let Some(change) = followed.filter(|_| plan(&before, &observed).refusals.is_empty()) {
+            for step in &change.steps {
+                let applied = runtime.block_on(platform.apply(&link().name, 7, step));
+                applied.map_err(|error| TestCaseError::fail(error.to_string()))?;
+            }
+            change.apply_to(&mut observed);
+            platform.host().paths = ways_for(&after);
+            let now = runtime.block_on(observe(&mut platform, &after));
+            prop_assert_eq!(plan(&after, &now), Plan::default());
+            prop_assert_eq!((observed.routes, observed.paths), (now.routes, now.paths));
+        }
+    }
+}
+
 struct Running {
     platform: FakePlatform,
     handle: Handle,
@@ -394,6 +457,22 @@ async fn a_failed_step_is_told_and_tried_again() {
     let status = running.until(|status| !status.errors.is_empty()).await;
     assert!(status.errors[0].contains("add route 10.99.0.0/16 in table 254 on link weft0"), "{:?}", status.errors);
     running.until(|status| status.errors.is_empty() && status.routes == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_peer_gets_its_route_without_a_look_at_the_others() {
+    let running = Running::start();
+    running.until(|status| status.routes == 1).await;
+    let observations = running.platform.host().observations;
+    let gamma = peer("gamma", 2, Some("192.0.2.7:7"), &["10.98.0.0/16"]);
+    let newer = running.model.borrow().with([crate::model::Edit::Set(gamma)]).expect("a model");
+    running.model.send_replace(Arc::new(newer));
+    let status = running.until(|status| status.routes == 2).await;
+    assert_eq!((status.applied_steps, running.platform.host().observations), (1, observations));
+    let gone = running.model.borrow().with([crate::model::Edit::Remove(PublicKey::from_bytes([2; 32]))]);
+    running.model.send_replace(Arc::new(gone.expect("a model")));
+    running.until(|status| status.routes == 1).await;
+    assert_eq!(running.platform.host().observations, observations);
 }
 
 #[tokio::test(start_paused = true)]

@@ -29,6 +29,8 @@ pub struct Host {
     pub connected: Vec<Connected>,
     pub paths: BTreeMap<IpAddr, Path>,
     pub default_paths: Vec<Path>,
+    /// How often everything was looked at.
+    pub observations: usize,
     /// How often something was changed through the platform.
     pub writes: usize,
     /// The next change fails with this error number.
@@ -101,7 +103,8 @@ impl FakePlatform {
 
 impl Platform for FakePlatform {
     async fn observe(&mut self, link: &Link, wanted: &Wanted, _ways: Ways) -> Result<Option<Observed>, ObserveError> {
-        let host = self.host();
+        let mut host = self.host();
+        host.observations += 1;
         let overlapping = host.connected.iter().filter(|connected| wanted.networks.overlaps(&connected.network));
         Ok(host.link.filter(|index| *index == link.index).map(|index| Observed {
             index,
@@ -110,9 +113,14 @@ impl Platform for FakePlatform {
             addresses: host.addresses.iter().copied().collect(),
             routes: host.routes.clone(),
             connected: overlapping.cloned().collect(),
+            others: host.connected.iter().map(|connected| connected.network).collect(),
             paths: host.paths.clone(),
             default_paths: host.default_paths.clone(),
         }))
+    }
+
+    async fn way(&mut self, address: IpAddr) -> Result<Option<Path>, ObserveError> {
+        Ok(self.host().paths.get(&address).cloned())
     }
 
     async fn apply(&mut self, name: &LinkName, _index: u32, step: &Step) -> Result<(), StepError> {

@@ -18,6 +18,7 @@ use super::{ObserveError, Platform, StepError, Ways};
 use crate::foundation::id::LinkName;
 use crate::model::Link;
 use crate::net::PROTOCOL;
+use crate::net::networks::NetworkSet;
 use crate::net::plan::{Connected, Observed, Owner, Path, Step};
 use crate::net::spec::{Route, Wanted};
 use crate::sys::rtnetlink::route::{self, PROTOCOL_KERNEL, TABLE_MAIN};
@@ -53,8 +54,8 @@ impl LinuxPlatform {
             self.ways.clear();
             self.fwmark = wanted.fwmark;
         }
-        let anywhere = ANYWHERE.iter().filter(|_| wanted.roaming);
-        let needed: BTreeSet<IpAddr> = wanted.endpoints.keys().chain(anywhere).copied().collect();
+        let anywhere = ANYWHERE.iter().filter(|_| wanted.roaming());
+        let needed: BTreeSet<IpAddr> = wanted.endpoint_addresses().chain(anywhere).copied().collect();
         self.ways.retain(|address, _| needed.contains(address));
         let mut links = BTreeMap::new();
         for address in needed {
@@ -131,9 +132,9 @@ impl LinuxPlatform {
         Ok(routes)
     }
 
-    /// The networks of other links that overlap with ours.
-    async fn connected(&self, own: u32, wanted: &Wanted) -> Result<Vec<Connected>, ObserveError> {
-        let mut connected = Vec::new();
+    /// The networks of other links, and in full those that overlap with ours.
+    async fn connected(&self, own: u32, wanted: &Wanted) -> Result<(Vec<Connected>, NetworkSet), ObserveError> {
+        let (mut connected, mut others) = (Vec::new(), NetworkSet::default());
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut filter = filter(family, PROTOCOL_KERNEL);
             filter.header.kind = RouteType::Unicast;
@@ -141,16 +142,18 @@ impl LinuxPlatform {
             for message in self.dump_routes(filter).await? {
                 let is_kernels = u8::from(message.header.protocol) == PROTOCOL_KERNEL && route::is_unicast(&message);
                 let Some(network) = route::network(&message).filter(|_| is_kernels) else { continue };
-                let others = route::links(&message).into_iter().filter(|index| *index != own);
-                for index in
-                    others.filter(|_| route::table(&message) == TABLE_MAIN && wanted.networks.overlaps(&network))
-                {
+                let indexes = route::links(&message).into_iter().filter(|index| *index != own);
+                for index in indexes.filter(|_| route::table(&message) == TABLE_MAIN) {
+                    others.insert(network);
+                    if !wanted.networks.overlaps(&network) {
+                        continue;
+                    }
                     let link = self.connection.link_by_index(index).await?;
                     connected.extend(link.map(|link| Connected { network, link: link.name, index }));
                 }
             }
         }
-        Ok(connected)
+        Ok((connected, others))
     }
 
     async fn dump_routes(&self, filter: RouteMessage) -> Result<Vec<RouteMessage>, ObserveError> {
@@ -189,6 +192,7 @@ impl Platform for LinuxPlatform {
             return Err(ObserveError::Renamed { index, expected: link.name.clone(), now: name });
         }
         self.look_up_ways(wanted, ways).await?;
+        let (connected, others) = self.connected(index, wanted).await?;
         let found = |address: &IpAddr| self.ways.get(address).cloned().flatten();
         Ok(Some(Observed {
             index,
@@ -196,10 +200,23 @@ impl Platform for LinuxPlatform {
             mtu,
             addresses: self.addresses(index).await?,
             routes: self.routes(index).await?,
-            connected: self.connected(index, wanted).await?,
-            paths: wanted.endpoints.keys().filter_map(|address| found(address).map(|path| (*address, path))).collect(),
+            connected,
+            others,
+            paths: wanted
+                .endpoint_addresses()
+                .filter_map(|address| found(address).map(|path| (*address, path)))
+                .collect(),
             default_paths: ANYWHERE.iter().filter_map(found).collect(),
         }))
+    }
+
+    async fn way(&mut self, address: IpAddr) -> Result<Option<Path>, ObserveError> {
+        if let Some(known) = self.ways.get(&address) {
+            return Ok(known.clone());
+        }
+        let path = self.path_to(address, &mut BTreeMap::new()).await?;
+        self.ways.insert(address, path.clone());
+        Ok(path)
     }
 
     async fn apply(&mut self, name: &LinkName, index: u32, step: &Step) -> Result<(), StepError> {

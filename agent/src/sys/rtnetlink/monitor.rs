@@ -72,6 +72,7 @@ pub struct RouteChange {
     pub protocol: u8,
     /// Not a local, broadcast, anycast or multicast route.
     pub unicast: bool,
+    pub removed: bool,
 }
 
 type Wanted = Box<dyn Fn(&Change) -> bool + Send + Sync>;
@@ -189,7 +190,8 @@ fn change(message: RouteNetlinkMessage) -> Change {
         RouteNetlinkMessage::NewLink(link) => link_change(&link, false),
         RouteNetlinkMessage::DelLink(link) => link_change(&link, true),
         RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => address_change(&address),
-        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => route_change(&route),
+        RouteNetlinkMessage::NewRoute(route) => route_change(&route, false),
+        RouteNetlinkMessage::DelRoute(route) => route_change(&route, true),
         RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => Change::Rule,
         // The library's enum is open; the groups we join carry nothing else.
         _ => Change::Unknown,
@@ -216,13 +218,14 @@ fn address_change(message: &AddressMessage) -> Change {
     Change::Address { index: message.header.index, address }
 }
 
-fn route_change(message: &RouteMessage) -> Change {
+fn route_change(message: &RouteMessage, removed: bool) -> Change {
     Change::Route(RouteChange {
         links: route::links(message),
         network: route::network(message),
         table: route::table(message),
         protocol: u8::from(message.header.protocol),
         unicast: route::is_unicast(message),
+        removed,
     })
 }
 
