@@ -33,7 +33,7 @@ use super::zone::Zone;
 use crate::foundation::error;
 use crate::foundation::lifecycle::Blocker;
 use crate::foundation::reconcile::{Cause, Pass, Reconciler};
-use crate::model::Model;
+use crate::model::{Model, PeerChange};
 use crate::sys::datagram::Socket;
 
 /// Where `pm3` is when no loopback address is configured.
@@ -122,7 +122,8 @@ impl Server {
         metrics: Metrics,
         starting: Blocker,
     ) -> Result<Self, ServerError> {
-        let built_from = Arc::clone(&model.borrow());
+        // The node alone, whose domain must be right; the peers come with the first pass, and delay nobody.
+        let built_from = Arc::new(alone(&model.borrow()));
         // Greater than any serial of the run before, as secondaries and caches expect.
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let serial = u32::try_from(since_epoch.as_secs() & u64::from(u32::MAX)).unwrap_or(1);
@@ -140,13 +141,23 @@ impl Server {
         Ok(Self { config, files, model, hook, built_from, serial, shared, queue, listeners: BTreeMap::new(), starting })
     }
 
-    fn renew_zone(&mut self) -> Result<(), NotAName> {
+    async fn renew_zone(&mut self) -> Result<(), NotAName> {
         let model = Arc::clone(&self.model.borrow_and_update());
-        if model == self.built_from {
+        if !self.config.enabled {
             return Ok(());
         }
-        let zone = Zone::build(&model, pm3_address(&self.config), self.serial.wrapping_add(1))?;
-        self.serial = self.serial.wrapping_add(1);
+        if have_same_names(&model, &self.built_from) {
+            self.built_from = model;
+            return Ok(());
+        }
+        let (serial, pm3) = (self.serial.wrapping_add(1), pm3_address(&self.config));
+        let source = Arc::clone(&model);
+        // Thousands of names take tens of milliseconds.
+        let zone = match tokio::task::spawn_blocking(move || Zone::build(&source, pm3, serial)).await {
+            Ok(zone) => zone?,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        };
+        self.serial = serial;
         self.shared.metrics.set_names(zone.mesh_names());
         self.shared.zone.store(Arc::new(zone));
         self.built_from = model;
@@ -228,6 +239,22 @@ impl Server {
     }
 }
 
+fn alone(model: &Model) -> Model {
+    let node = model.node.clone();
+    Model::new(node, model.domain.clone(), Vec::new()).expect("the node of a model is right by itself")
+}
+
+/// Whether both models give the same zone: most changes of a peer are none of its names or addresses.
+fn have_same_names(newer: &Model, older: &Model) -> bool {
+    let same = |change: &PeerChange| {
+        let (before, after) = (change.before.as_deref(), change.after.as_deref());
+        before
+            .zip(after)
+            .is_some_and(|(before, after)| before.name == after.name && before.allowed_ips == after.allowed_ips)
+    };
+    newer.node == older.node && newer.domain == older.domain && newer.changes_since(older).iter().all(same)
+}
+
 /// The pm3 address: the first loopback IPv4 address that we listen on.
 fn pm3_address(config: &Config) -> Ipv4Addr {
     let loopback = config.listen.iter().find_map(|address| match address.ip() {
@@ -245,7 +272,7 @@ impl Reconciler for Server {
 
     async fn pass(&mut self, _cause: Cause) -> Pass<Arc<Status>> {
         let mut errors: Vec<String> = Vec::new();
-        if let Err(failure) = self.renew_zone() {
+        if let Err(failure) = self.renew_zone().await {
             errors.push(format!("dns.domain: {failure}; the names of before are still answered"));
         }
         errors.extend(self.renew_listeners().iter().map(|failure| error::chain(failure)));

@@ -76,7 +76,11 @@ fn endpoints(
     change: &mut Change,
 ) -> Option<()> {
     for (address, path) in ways {
-        let path = path.as_ref().filter(|path| !path.links.contains(&observed.index))?;
+        // What cannot be reached now decides nothing; a way that appears is an event.
+        let Some(path) = path else { continue };
+        if path.links.contains(&observed.index) {
+            return None;
+        }
         let narrower = newer.mtu.is_none() && tunnel_mtu(path) < observed.mtu;
         if narrower || observed.paths.is_empty() || main_routes_holding(newer, *address).next().is_some() {
             return None;

@@ -2,6 +2,10 @@
 //!
 //! The agent's log says how long a change took: `write_us` on the device, `pass_us` with reading the wanted state and
 //! planning. `wg` works on the same device, its start-up included in its time, which is small against the rest.
+//!
+//! A reload parses the whole file and finds the peers that differ; a change that comes as a model does neither. What that costs
+//! the domains that follow the peers is measured by the example `peer_changes`, as processor time: it is the same
+//! whatever else the machine does.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -14,41 +18,73 @@ use integration_tests::wait::{eventually, eventually_some};
 use nix::sys::signal::Signal;
 
 use super::{Context, Row, Target, median};
+use crate::repo;
 
 const MANY: usize = 10_000;
 const FEW: usize = 10;
+/// Enough that a tick of the processor's clock does not matter.
+const CHANGES: &str = "300";
 /// A resync comes every 30 seconds.
 const RESYNC: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(context: &Context) -> Result<Vec<Row>> {
     let scenario = Scenario::new(1)?;
-    let mut rows = vec![from_empty(&scenario, context)?];
+    let mut rows = from_empty(&scenario, context)?;
     rows.extend(one_changed(&scenario, context)?);
+    rows.push(joins_and_leaves(&scenario, context)?);
     Ok(rows)
 }
 
-/// Everything at once: a running agent without peers is told of all of them, against `wg setconf` of the same peers. Both
-/// write to a device that is there, and nobody asks the agent for its state meanwhile.
-fn from_empty(scenario: &Scenario, context: &Context) -> Result<Row> {
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+/// One peer joins and leaves among few and among many, until device, routes and maps hold it.
+fn joins_and_leaves(scenario: &Scenario, context: &Context) -> Result<Row> {
+    repo::execute(&mut repo::cargo(&["build", "--release", "--package", "weft-agent", "--example", "peer_changes"]))?;
+    let program = repo::built("release", "examples/peer_changes");
+    let program = program.to_str().context("the path is text")?;
+    let (mut few, mut many) = (Vec::new(), Vec::new());
+    for _ in 0..context.rounds {
+        for (peers, figures) in [(FEW, &mut few), (MANY, &mut many)] {
+            let text = scenario.host(0).run(&[program, "wtpc", &peers.to_string(), CHANGES])?;
+            let told: serde_json::Value = serde_json::from_str(&text).context("peer_changes prints JSON")?;
+            figures.push(told["processor_us"].as_f64().context("it tells the processor time")?);
+        }
+    }
+    Ok(Row {
+        what: format!("tunnel, link and accounting, CPU for one peer that joins or leaves {MANY}"),
+        unit: "us",
+        ours: median(many),
+        alternative_name: format!("{FEW}"),
+        alternative: median(few),
+        target: Target::AtMost(1.1),
+    })
+}
+
+/// Everything at once, against `wg setconf` of the same peers: a running agent is told of all of them by a reload, with
+/// nothing else to do; and an agent starts with all of them and with every domain, making its link first.
+fn from_empty(scenario: &Scenario, context: &Context) -> Result<Vec<Row>> {
+    let (mut told, mut started, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..context.rounds {
         let mut agent = TestAgent::start(scenario.host(0), settings(0, 0, context)?)?;
         agent.reconfigure(settings(MANY, 0, context)?)?;
         agent.process().context("the agent runs")?.signal(Signal::SIGHUP)?;
-        ours.push(newest(&agent, MANY, 0)?.pass_us / 1000.0);
+        told.push(newest(&agent, MANY, 0)?.pass_us / 1000.0);
+        drop(agent);
+        let agent = TestAgent::start(scenario.host(0), everything(MANY, 0, context)?)?;
+        started.push(newest(&agent, MANY, 0)?.pass_us / 1000.0);
         drop(agent);
         let agent = TestAgent::start(scenario.host(0), settings(0, 0, context)?)?;
         theirs.push(setconf(&agent)?);
     }
-    Ok(Row {
-        what: format!("{MANY} peers from empty"),
+    let theirs = median(theirs);
+    let row = |what: &str, ours| Row {
+        what: format!("{MANY} peers from empty, {what}"),
         unit: "ms",
-        ours: median(ours),
+        ours,
         alternative_name: "wg setconf".to_owned(),
-        alternative: median(theirs),
+        alternative: theirs,
         target: Target::AtMost(1.5),
-    })
+    };
+    Ok(vec![row("by a reload", median(told)), row("whole agent at its start", median(started))])
 }
 
 /// One peer of few and of many gets another keepalive by a reload; then nothing changes for a resync.
@@ -169,8 +205,13 @@ const WIREGUARD_ALONE: &str = "[network]\nroutes = false\n[dns]\nenabled = false
 
 /// A node with `peers` peers, the first of them with a keepalive that tells rounds apart.
 fn settings(peers: usize, round: usize, context: &Context) -> Result<Settings> {
+    Ok(everything(peers, round, context)?.table(WIREGUARD_ALONE))
+}
+
+/// The same with every domain as it is by default.
+fn everything(peers: usize, round: usize, context: &Context) -> Result<Settings> {
     let settings = Settings::new("alpha")?.binary(&context.weft).addresses(&["10.80.0.1/32"]);
-    let mut settings = settings.wireguard("backend = \"userspace\"").table(WIREGUARD_ALONE);
+    let mut settings = settings.wireguard("backend = \"userspace\"");
     for number in 0..peers {
         let mut peer = peer(number);
         if number == 0 {
