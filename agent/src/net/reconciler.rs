@@ -41,6 +41,12 @@ struct Derived {
     wanted: Arc<Wanted>,
 }
 
+/// What was wanted before, where only peers differ, and these.
+struct Since {
+    older: Arc<Wanted>,
+    changes: Vec<PeerChange>,
+}
+
 impl Derived {
     fn new(settings: Arc<Settings>, model: Arc<Model>) -> Self {
         let wanted = Arc::new(spec::wanted(&settings, &model));
@@ -56,7 +62,7 @@ impl<P: Platform> NetReconciler<P> {
 
     /// What is wanted now; with what was wanted before and the peers that lead from there, where these are all that
     /// differs.
-    fn derive(&mut self) -> (Derived, Option<(Arc<Wanted>, Vec<PeerChange>)>) {
+    fn derive(&mut self) -> (Derived, Option<Since>) {
         let settings = self.inputs.settings.borrow_and_update().clone();
         let model = self.inputs.model.borrow_and_update().clone();
         let older = self.derived.take();
@@ -67,7 +73,7 @@ impl<P: Platform> NetReconciler<P> {
             Some(older) if older.settings == settings && older.model.node == model.node => {
                 let changes = model.changes_since(&older.model);
                 let wanted = Arc::new(older.wanted.with(&changes));
-                (Derived { settings, model, wanted }, Some((older.wanted, changes)))
+                (Derived { settings, model, wanted }, Some(Since { older: older.wanted, changes }))
             }
             Some(_) | None => (Derived::new(settings, model), None),
         };
@@ -80,7 +86,7 @@ impl<P: Platform> NetReconciler<P> {
         self.interest.set_wanted(link, &wanted);
         let news = self.interest.take_news();
         let settled = self.settled.take().filter(|(settled, _)| settled == link);
-        if let (Some((_, observed)), Some((older, changes))) = (settled, since)
+        if let (Some((_, observed)), Some(Since { older, changes })) = (settled, since)
             && cause == Cause::Change
             && news == News::default()
             && let Some(status) = self.follow(link, (&older, &wanted), &changes, observed).await?
