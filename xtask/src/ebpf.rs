@@ -24,8 +24,12 @@ pub(crate) const DEBIAN_PACKAGES: &[&str] =
     &["cargo-web", "rustc-web", "rust-web-src", "llvm-22-dev", "libpolly-22-dev", "zlib1g-dev"];
 
 /// The objects: the binary of `agent-ebpf` and the committed file.
-const OBJECTS: &[(&str, &str)] =
-    &[("accounting", "weft.bpf.o"), ("logs", "logs.bpf.o"), ("comparison", "comparison.bpf.o")];
+const OBJECTS: &[(&str, &str)] = &[
+    ("accounting", "weft.bpf.o"),
+    ("callers", "callers.bpf.o"),
+    ("logs", "logs.bpf.o"),
+    ("comparison", "comparison.bpf.o"),
+];
 
 /// The arguments of `cargo xtask ebpf`.
 #[derive(Debug, clap::Args)]

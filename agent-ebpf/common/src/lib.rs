@@ -1,4 +1,5 @@
-//! What the accounting program and user space agree on: the names of the maps and the shape of their values.
+//! What the accounting program and user space agree on: the names of the maps and the shape of their values. What the
+//! programs that record callers agree on is in [`callers`].
 //!
 //! | map | key | value | written by |
 //! |---|---|---|---|
@@ -11,6 +12,8 @@
 //! raises [`LAYOUT`]: pinned maps of another layout are never opened.
 
 #![no_std]
+
+pub mod callers;
 
 /// The version of everything in this file; part of the pin directory's name.
 pub const LAYOUT: u32 = 1;
