@@ -261,16 +261,19 @@ struct Ends {
 #[inline(always)]
 fn ends(ctx: &SockOpsContext) -> Option<Ends> {
     let raw: *mut bpf_sock_ops = ctx.ops;
+    // Both families are read before one is picked: what is read must not depend on a branch, or the compiler computes its
+    // address, which the verifier refuses.
     // SAFETY: the kernel passes a valid context, and the fields are plain data.
-    let (local, remote) = unsafe {
-        match read(&raw const (*raw).family) {
-            AF_INET => (mapped(read(&raw const (*raw).local_ip4)), mapped(read(&raw const (*raw).remote_ip4))),
-            AF_INET6 => {
-                let local = read_four((&raw const (*raw).local_ip6).cast());
-                (local, read_four((&raw const (*raw).remote_ip6).cast()))
-            }
-            _ => return None,
-        }
+    let (v4, v6) = unsafe {
+        let v4 = (mapped(read(&raw const (*raw).local_ip4)), mapped(read(&raw const (*raw).remote_ip4)));
+        let local = read_four((&raw const (*raw).local_ip6).cast());
+        (v4, (local, read_four((&raw const (*raw).remote_ip6).cast())))
+    };
+    // SAFETY: as above.
+    let (local, remote) = match unsafe { read(&raw const (*raw).family) } {
+        AF_INET => v4,
+        AF_INET6 => v6,
+        _ => return None,
     };
     // SAFETY: as above. The local port is in host byte order; the remote one lies in network order in a whole word.
     let (local_port, remote_port) =
@@ -283,13 +286,15 @@ fn ends(ctx: &SockOpsContext) -> Option<Ends> {
 /// Where the connection that is looked up wants to go.
 #[inline(always)]
 fn looked_up(raw: *mut bpf_sk_lookup) -> Option<Endpoint> {
+    // Both families before one is picked, as in `ends`.
     // SAFETY: the kernel passes a valid context, and the fields are plain data.
-    let address = unsafe {
-        match read(&raw const (*raw).family) {
-            AF_INET => mapped(read(&raw const (*raw).local_ip4)),
-            AF_INET6 => read_four((&raw const (*raw).local_ip6).cast()),
-            _ => return None,
-        }
+    let (v4, v6) =
+        unsafe { (mapped(read(&raw const (*raw).local_ip4)), read_four((&raw const (*raw).local_ip6).cast())) };
+    // SAFETY: as above.
+    let address = match unsafe { read(&raw const (*raw).family) } {
+        AF_INET => v4,
+        AF_INET6 => v6,
+        _ => return None,
     };
     // SAFETY: as above.
     let port = unsafe { read(&raw const (*raw).local_port) };

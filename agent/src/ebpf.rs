@@ -1,4 +1,5 @@
-//! The BPF programs of the agent: loading, pins, and the accounting of bytes per peer.
+//! The BPF programs of the agent: loading, pins, and the accounting of bytes per peer. Who calls the gateway is in
+//! [`callers`], which shares nothing with the accounting but the place of its pins.
 //!
 //! In: the model (which address is whose) and the link that carries the tunnel. Out: [`Status`] after each pass, and
 //! [`Figures`] read from the counters on demand. The programs and their counters live in pins below the BPF file
@@ -10,6 +11,7 @@
 //! Kernel memory, per CPU: 80 bytes an index, 1.3 MB with the default of 16,384 peers. Addresses and networks take
 //! memory as they are added, besides 0.5 MB of hash buckets for each of IPv4 and IPv6.
 
+pub mod callers;
 pub mod config;
 mod down;
 pub mod figures;

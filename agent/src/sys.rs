@@ -11,4 +11,5 @@ pub mod peer;
 pub mod probe;
 pub mod rtnetlink;
 pub mod tc;
+pub mod tcp_owner;
 pub mod terminal;

@@ -2,6 +2,7 @@
 
 mod accounting;
 mod agent;
+mod callers;
 mod dns;
 mod harness;
 mod net;

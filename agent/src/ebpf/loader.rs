@@ -83,13 +83,9 @@ impl Object {
         Ok(Self { name: path.display().to_string(), bytes: Cow::Owned(bytes), l2_length })
     }
 
-    /// What tells this object from another: FNV-1a over its bytes and its settings.
+    /// What tells this object from another: a hash of its bytes and its settings.
     pub(super) fn id(&self) -> ProgramId {
-        let settings = self.l2_length.to_le_bytes();
-        let hash = self.bytes.iter().chain(&settings).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
-        ProgramId(hash)
+        ProgramId::of(&self.bytes, &self.l2_length.to_le_bytes())
     }
 
     /// Opens the pinned maps, making and pinning those that are missing. The programs are not in the kernel yet.
@@ -162,7 +158,7 @@ pub(super) fn open_logs(pins: &Pins) -> Result<(OwnedFd, impl FnMut() + Send + u
 }
 
 /// The kernel's error number at the end of a chain of causes.
-fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+pub(super) fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     let mut next = Some(error);
     while let Some(current) = next {
         if let Some(io) = current.downcast_ref::<io::Error>() {

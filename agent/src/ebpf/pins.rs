@@ -3,7 +3,8 @@
 //! One directory of the BPF file system an instance and layout: `<root>/<instance>/v<layout>/`, holding the maps under
 //! their own names, a tcx link as `tcx-<side>-<program>`, and the program of a clsact filter as
 //! `clsact-<side>-<ifindex>-<program>`. `<program>` says which object runs, so that the same object is never loaded
-//! again. The BPF file system refuses dots in names.
+//! again. What records callers is beside it in `callers-v<layout>/`, each link as `<hook>-<program>`. The BPF file system
+//! refuses dots in names.
 
 use std::fs;
 use std::io;
@@ -20,9 +21,22 @@ use crate::sys::file::{self, FileError};
 /// Every map that is pinned.
 pub(super) const MAPS: [&str; 7] = [PEERS, V4, V6, V4_PREFIXES, V6_PREFIXES, COUNTERS, LOGS];
 
+/// Begins the name of the directory of the caller programs; the layout follows.
+const CALLERS_PREFIX: &str = "callers-v";
+
 /// Which object a program comes from: a hash of the object and of what the loader sets in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ProgramId(pub(super) u64);
+
+impl ProgramId {
+    /// FNV-1a over an object's bytes and what the loader sets in it.
+    pub(super) fn of(object: &[u8], settings: &[u8]) -> Self {
+        let hash = object.iter().chain(settings).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        Self(hash)
+    }
+}
 
 impl std::fmt::Display for ProgramId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -137,6 +151,26 @@ impl Pins {
         Ok(file::create_directory(&self.directory(), 0o700)?)
     }
 
+    /// Where the pins of the caller programs are, apart from the counters: neither's layout matters to the other.
+    pub(super) fn callers_directory(&self, layout: u32) -> PathBuf {
+        self.instance.join(format!("{CALLERS_PREFIX}{layout}"))
+    }
+
+    /// The layouts of the caller programs that have a directory.
+    pub(super) fn callers_layouts(&self) -> Result<Vec<u32>, PinError> {
+        let names = names_below(&self.instance)?;
+        Ok(names.iter().filter_map(|name| name.strip_prefix(CALLERS_PREFIX)?.parse().ok()).collect())
+    }
+
+    /// Makes the directory of the caller programs, readable by root only.
+    ///
+    /// # Errors
+    /// There is no BPF file system at the root.
+    pub(super) fn create_callers(&self, layout: u32) -> Result<(), PinError> {
+        self.require_bpffs()?;
+        Ok(file::create_directory(&self.callers_directory(layout), 0o700)?)
+    }
+
     /// Whether every map is pinned.
     pub(super) fn has_maps(&self) -> bool {
         MAPS.iter().all(|name| self.map(name).exists())
@@ -192,7 +226,7 @@ pub(super) fn remove(path: &Path) -> Result<(), PinError> {
     }
 }
 
-fn remove_directory(path: &Path) -> Result<(), PinError> {
+pub(super) fn remove_directory(path: &Path) -> Result<(), PinError> {
     match fs::remove_dir(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(PinError::Io { action: "remove directory", path: path.to_owned(), source })
@@ -201,7 +235,7 @@ fn remove_directory(path: &Path) -> Result<(), PinError> {
     }
 }
 
-fn names_below(directory: &Path) -> Result<Vec<String>, PinError> {
+pub(super) fn names_below(directory: &Path) -> Result<Vec<String>, PinError> {
     let failed = |source| PinError::Io { action: "read directory", path: directory.to_owned(), source };
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,

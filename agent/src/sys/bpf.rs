@@ -1,12 +1,14 @@
 //! The few commands of bpf(2) that the loader library does not offer, or offers only to CAP_SYS_ADMIN.
 //!
-//! In: pins, links and descriptors of maps. Out: facts the kernel tells about them. Only
-//! [`detach_link`] changes anything.
+//! In: pins, links and descriptors of maps. Out: facts the kernel tells about them. Here only
+//! [`detach_link`] changes anything; what is about sockets and their cgroups is in [`sockets`].
 
 #![expect(
     unsafe_code,
     reason = "bpf(2) and the readiness of a ring buffer have no safe wrapper in the libraries we use"
 )]
+
+pub mod sockets;
 
 use std::ffi::CString;
 use std::io;
