@@ -61,7 +61,7 @@ fn hold(address: SocketAddr, count: usize) -> Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    println!("holding {}", held.len());
+    writeln!(std::io::stdout(), "holding {}", held.len())?;
     // Until it is ended.
     loop {
         nix::unistd::pause();
