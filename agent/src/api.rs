@@ -6,7 +6,10 @@
 //! Invariants: nothing but `/metrics` and `/health` is reachable without the kernel vouching for the caller; no answer
 //! carries a secret; every size, time and number a client can choose is bounded (`http`).
 
+mod body;
+mod methods;
 pub mod control;
+pub mod gateway;
 pub mod error;
 mod grpc;
 mod http;
@@ -24,6 +27,8 @@ use crate::foundation::id::InstanceName;
 use crate::foundation::lifecycle::Readiness;
 use crate::foundation::metrics::Metrics;
 use crate::model::Model;
+use crate::pm3::failure::{Failure, Kind};
+use crate::pm3::{self, Pm3};
 use crate::wireguard::status::PeerFigures;
 use crate::{dns, ebpf, net, wireguard};
 
@@ -42,6 +47,9 @@ pub struct Sources {
     pub figures: FiguresReader,
     pub readiness: Readiness,
     pub metrics: Metrics,
+    pub pm3: Arc<Pm3>,
+    /// What the gateway does; its default where there is none.
+    pub gateway: watch::Receiver<gateway::Status>,
     /// The bound is the composition root's choice; a full queue answers "busy".
     pub commands: mpsc::Sender<Command>,
 }
@@ -98,6 +106,46 @@ pub type CommandResult = Result<Vec<String>, CommandError>;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct CommandError(pub String);
+
+/// Puts a command into the queue and waits until it is carried out.
+async fn carry_out(
+    commands: &mpsc::Sender<Command>,
+    command: fn(oneshot::Sender<CommandResult>) -> Command,
+) -> Result<Vec<String>, Failure> {
+    let (reply, answer) = oneshot::channel();
+    commands.try_send(command(reply)).map_err(|error| match error {
+        mpsc::error::TrySendError::Full(_) => Failure::new(Kind::Busy, "other commands are waiting; try again"),
+        mpsc::error::TrySendError::Closed(_) => Failure::new(Kind::Unavailable, "the agent is stopping"),
+    })?;
+    match answer.await {
+        Ok(done) => done.map_err(|error| Failure::failed(error.to_string())),
+        Err(_gone) => Err(Failure::new(Kind::Unavailable, "the agent stopped before it was done")),
+    }
+}
+
+/// The agent as the pm3 methods see it: the command queue and the device's figures.
+#[derive(Debug)]
+pub struct ForMethods {
+    pub commands: mpsc::Sender<Command>,
+    pub figures: FiguresReader,
+}
+
+impl pm3::Agent for ForMethods {
+    fn reload(&self) -> BoxFuture<'static, Result<Vec<String>, Failure>> {
+        let commands = self.commands.clone();
+        Box::pin(async move { carry_out(&commands, Command::Reload).await })
+    }
+
+    fn shutdown(&self) -> BoxFuture<'static, Result<Vec<String>, Failure>> {
+        let commands = self.commands.clone();
+        Box::pin(async move { carry_out(&commands, Command::Shutdown).await })
+    }
+
+    fn peers(&self) -> BoxFuture<'static, Vec<PeerFigures>> {
+        let figures = self.figures.clone();
+        Box::pin(async move { figures.read().await.wireguard })
+    }
+}
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -9,6 +9,9 @@
 //! | `accounting` | `watch` of the model and the link | `watch` of its status; figures on demand |
 //! | `dns` | `watch` of the model and the link, queries | `watch` of its status |
 //! | `monitor` | rtnetlink multicast | triggers of the reconcilers |
+//! | `gateway` | `watch` of the model, connections | `watch` of its status, [`Command`]s |
+//! | `system` | a timer | the figures of the host for `/system` |
+//! | `log-history`, a thread | log lines, bounded | files in `logs/` |
 //! | `control`, `web` | connections | [`Command`]s over a bounded `mpsc` to the loop here |
 //! | this loop | commands, signals, the watchdog | new settings into the `watch`es |
 //!
@@ -25,17 +28,20 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use crate::api::control::SocketError;
+use crate::api::gateway::Gateway;
 use crate::api::web::WebError;
-use crate::api::{Command, Sources, control, web};
+use crate::api::{Command, ForMethods, Sources, control, gateway, web};
 use crate::config::{Config, Override, ResolveError, Settings, resolve};
 use crate::foundation::error::chain;
 use crate::foundation::lifecycle::{Readiness, Shutdown};
 use crate::foundation::metrics::Metrics;
-use crate::foundation::telemetry::{self, LevelHandle, TelemetryError};
+use crate::foundation::telemetry::{self, History, LevelHandle, TelemetryError};
+use crate::pm3::caller::LocalUsers;
+use crate::pm3::{self, Pm3, Pm3Error};
 use domains::{Domains, DomainsError};
 use loops::End;
 use privileges::{PrivilegeError, Roles};
@@ -77,17 +83,19 @@ enum AppError {
     Web(#[from] WebError),
     #[error(transparent)]
     Domains(#[from] DomainsError),
+    #[error(transparent)]
+    Methods(#[from] Pm3Error),
     #[error("failed to listen for signals")]
     Signals(#[source] std::io::Error),
 }
 
 /// Runs the agent until it is asked to stop. Call it from the main thread, before any other starts.
 pub fn run(launch: Launch) -> ExitCode {
-    let level = match telemetry::init(&launch.config.log) {
-        Ok(level) => level,
+    let (level, history) = match telemetry::init(&launch.config.log) {
+        Ok(log) => log,
         Err(error) => return failed(&AppError::Log(error)),
     };
-    match prepare(&launch.config).and_then(|settings| serve(launch, settings, level)) {
+    match prepare(&launch.config).and_then(|settings| serve(launch, settings, level, history)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
@@ -112,23 +120,31 @@ fn roles(config: &Config) -> Roles {
     let low = |port: u16| port != 0 && port < 1024;
     let dns_low = config.dns.enabled
         && (config.dns.listen_on_mesh || config.dns.listen.iter().any(|address| low(address.port())));
+    let gateway = &config.gateway;
+    let gateway_low =
+        gateway.enabled && (gateway.listen_on_mesh || gateway.listen.iter().any(|address| low(address.port())));
     Roles {
         accounting: config.accounting.enabled,
-        low_port: dns_low || (config.web.enabled && low(config.web.listen.port())),
+        low_port: dns_low || gateway_low || (config.web.enabled && low(config.web.listen.port())),
         group_socket: true,
     }
 }
 
-fn serve(launch: Launch, settings: Settings, level: LevelHandle) -> Result<(), AppError> {
+fn serve(launch: Launch, settings: Settings, level: LevelHandle, history: History) -> Result<(), AppError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()
         .build()
         .map_err(AppError::Runtime)?;
-    runtime.block_on(serve_until_stopped(launch, settings, level))
+    runtime.block_on(serve_until_stopped(launch, settings, level, history))
 }
 
-async fn serve_until_stopped(launch: Launch, settings: Settings, level: LevelHandle) -> Result<(), AppError> {
+async fn serve_until_stopped(
+    launch: Launch,
+    settings: Settings,
+    level: LevelHandle,
+    history: History,
+) -> Result<(), AppError> {
     let socket = control::bind(&settings.run_dir)?;
     let web = match settings.web.enabled {
         true => Some(web::bind(settings.web.listen).await?),
@@ -144,6 +160,28 @@ async fn serve_until_stopped(launch: Launch, settings: Settings, level: LevelHan
     let domains = Domains::start(settings.clone(), &metrics, &readiness, &domain_shutdown)?;
 
     let (commands_tx, commands) = mpsc::channel::<Command>(COMMANDS);
+    if let Err(error) = history.start(&settings.state_dir.join("logs")) {
+        warn!(%error, "the log is not kept; `weft tail` shows only what comes");
+    }
+    let figures = domains.figures_reader();
+    let pm3 = Pm3::start(pm3::Inputs {
+        model: domains.model(),
+        agent: Arc::new(ForMethods { commands: commands_tx.clone(), figures: figures.clone() }),
+        state_dir: settings.state_dir.clone(),
+        history,
+        ip_table: settings.gateway.ip_table.clone(),
+    })?;
+    let gateway = settings.gateway.enabled.then(|| {
+        let inputs = gateway::Inputs {
+            config: settings.gateway.clone(),
+            pm3: Arc::clone(&pm3),
+            model: domains.model(),
+            classifier: Arc::new(LocalUsers::new()),
+            steering: None,
+        };
+        gateway::start(inputs, listener_shutdown.stop())
+    });
+    let gateway_status = gateway.as_ref().map_or_else(|| watch::Sender::default().subscribe(), Gateway::status);
     let sources = Arc::new(Sources {
         instance: launch.config.instance.clone(),
         started: Instant::now(),
@@ -153,7 +191,9 @@ async fn serve_until_stopped(launch: Launch, settings: Settings, level: LevelHan
         firewall: domains.firewall.status(),
         accounting: domains.accounting.status(),
         dns: domains.dns.status(),
-        figures: domains.figures_reader(),
+        figures,
+        pm3,
+        gateway: gateway_status,
         readiness: readiness.clone(),
         metrics,
         commands: commands_tx,

@@ -14,6 +14,7 @@ mod output;
 mod peers;
 mod ping;
 mod status;
+mod tail;
 mod top;
 mod version;
 mod wg_quick;
@@ -205,6 +206,13 @@ enum ClientCommand {
     /// Ask a peer through the tunnel whether it is there (ICMP echo)
     #[command(after_help = "Examples:\n  weft ping beta\n  weft ping 10.80.0.2 --count 1")]
     Ping(PingArgs),
+    /// Show the agent's log: what was, then what comes
+    #[command(
+        after_help = "Examples:\n  weft tail                          the last 100 lines, then live, Ctrl-C ends it\n  \
+                            weft tail --level warn --no-follow\n  \
+                            weft tail --domain dns --after 2026-01-02T03:04:05Z --json"
+    )]
+    Tail(TailArgs),
     /// Show what this kernel offers, what Weft falls back to, why, and the fix
     ///
     /// Looks at the host itself, so it works before the first start; with an agent running it also shows what that uses.
@@ -314,6 +322,34 @@ struct PingArgs {
     json: bool,
 }
 
+#[derive(Debug, Args)]
+struct TailArgs {
+    /// Only lines of this part of the agent, like dns or wireguard
+    #[arg(long, short)]
+    domain: Option<String>,
+    /// Only lines of this level or worse: error, warn, info, debug, trace
+    #[arg(long, short)]
+    level: Option<String>,
+    /// Only lines from this time on, like 2026-01-02T03:04:05Z
+    #[arg(long, short, value_name = "TIME")]
+    after: Option<String>,
+    /// Only lines before this time
+    #[arg(long, short, value_name = "TIME")]
+    before: Option<String>,
+    /// Only lines that hold this text
+    #[arg(long, short = 's', value_name = "TEXT")]
+    contains: Option<String>,
+    /// At most so many lines of history, the newest
+    #[arg(long, short = 'n', default_value_t = 100)]
+    lines: u32,
+    /// End after the history
+    #[arg(long)]
+    no_follow: bool,
+    /// The lines as they are stored, one JSON object each
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
     /// Check a configuration file without starting anything
@@ -382,6 +418,7 @@ fn dispatch(target: &Target, command: &ClientCommand, daemon: Daemon) -> Result<
         ClientCommand::Peers(args) => block_on(async { peers::run(&target.client()?, args.json).await }),
         ClientCommand::Top(args) => block_on(async { top::run(&target.client()?, args).await }),
         ClientCommand::Ping(args) => block_on(async { ping::run(&target.client()?, args).await }),
+        ClientCommand::Tail(args) => block_on(async { tail::run(&target.client()?, args).await }),
         ClientCommand::Doctor(args) => block_on(async { doctor::run(&target.client()?, args.json).await }),
         ClientCommand::Down(args) => block_on(async { down::run(target, args.json, daemon).await }),
         ClientCommand::Reload(args) => block_on(async { down::reload(&target.client()?, args.json).await }),

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::api::gateway;
 use crate::foundation::id::{InstanceName, NodeId};
 use crate::foundation::telemetry;
 use crate::sys::file::{self, FileError};
@@ -42,6 +43,7 @@ pub struct Config {
     pub firewall: net::config::FirewallConfig,
     pub accounting: ebpf::config::Config,
     pub dns: dns::config::Config,
+    pub gateway: gateway::config::Config,
     pub web: WebConfig,
     pub log: telemetry::Config,
 }
@@ -59,6 +61,7 @@ impl Default for Config {
             firewall: net::config::FirewallConfig::default(),
             accounting: ebpf::config::Config::default(),
             dns: dns::config::Config::default(),
+            gateway: gateway::config::Config::default(),
             web: WebConfig::default(),
             log: telemetry::Config::default(),
         }

@@ -8,6 +8,7 @@ pub mod id;
 pub mod lifecycle;
 pub mod metrics;
 pub mod reconcile;
+pub mod rfc3339;
 pub mod secret;
 pub mod task;
 pub mod telemetry;

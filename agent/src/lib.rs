@@ -10,6 +10,7 @@
 //! | [`ebpf`] | the BPF programs, their pins, the per-peer accounting |
 //! | [`dns`] | names of the mesh, forwarding, the host resolver hook |
 //! | [`doctor`] | what this host offers of what Weft can use |
+//! | [`pm3`] | the methods of the pm3 API, whatever carries the call |
 //! | [`api`] | the only place that knows HTTP, gRPC and JSON |
 //! | [`config`] | `weft.toml`, composed of what each domain owns |
 //! | [`app`] | the composition root |
@@ -34,6 +35,7 @@ pub mod net;
 pub mod ebpf;
 pub mod dns;
 pub mod doctor;
+pub mod pm3;
 pub mod api;
 pub mod config;
 pub mod app;

@@ -10,6 +10,7 @@ pub mod nftables;
 pub mod peer;
 pub mod probe;
 pub mod rtnetlink;
+pub mod sock_diag;
 pub mod tc;
 pub mod tcp_owner;
 pub mod terminal;

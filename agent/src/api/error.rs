@@ -16,6 +16,8 @@ pub enum ErrorCode {
     NotFound,
     /// The thing exists, but not for this method.
     MethodNotAllowed,
+    /// The state it asks for is not the state there is.
+    Conflict,
     /// The request is larger than is read.
     TooLarge,
     /// The request came in too slowly, or the answer took too long.
@@ -45,6 +47,7 @@ impl ErrorCode {
             Self::Forbidden => (StatusCode::FORBIDDEN, tonic::Code::PermissionDenied, 1),
             Self::NotFound => (StatusCode::NOT_FOUND, tonic::Code::NotFound, 1),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, tonic::Code::Unimplemented, 1),
+            Self::Conflict => (StatusCode::CONFLICT, tonic::Code::Aborted, 1),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, tonic::Code::OutOfRange, 1),
             Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, tonic::Code::DeadlineExceeded, 1),
             Self::Busy => (StatusCode::TOO_MANY_REQUESTS, tonic::Code::ResourceExhausted, 1),

@@ -1,6 +1,7 @@
 //! The handlers over real sockets and made-up sources; no agent, no kernel object.
 
 mod over_control;
+mod over_gateway;
 mod over_grpc;
 mod over_web;
 
@@ -36,6 +37,16 @@ impl Fixture {
         }));
         // One place, so that a test can fill it.
         let (commands_tx, commands) = mpsc::channel(1);
+        let state = tempfile::tempdir().expect("a temporary directory");
+        let reader = FiguresReader::new(|| Box::pin(async { figures() }));
+        let pm3 = Pm3::start(pm3::Inputs {
+            model: watch::Sender::new(Arc::new(model())).subscribe(),
+            agent: Arc::new(ForMethods { commands: commands_tx.clone(), figures: reader }),
+            state_dir: state.path().to_owned(),
+            history: crate::foundation::telemetry::History::default(),
+            ip_table: None,
+        });
+        let pm3 = pm3.expect("the methods start");
         let sources = Sources {
             instance: "default".parse().expect("a label"),
             started: Instant::now(),
@@ -48,6 +59,8 @@ impl Fixture {
             figures: FiguresReader::new(|| Box::pin(async { figures() })),
             readiness: Readiness::default(),
             metrics: Metrics::default(),
+            pm3,
+            gateway: watch::Sender::default().subscribe(),
             commands: commands_tx,
         };
         Self { sources: Arc::new(sources), wireguard, commands, shutdown: Shutdown::default() }

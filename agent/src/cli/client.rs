@@ -4,9 +4,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use axum::body::Body;
-use axum::http::{Method, Request, StatusCode, header};
+use axum::http::{Method, Request, Response, StatusCode, header};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -17,7 +18,7 @@ use weft_proto::weft::v1::agent_client::AgentClient;
 use super::Exit;
 use crate::api::control;
 use crate::api::error::{ApiError, ErrorCode};
-use crate::foundation::task;
+use crate::foundation::task::{self, Task};
 
 /// No answer is larger: 10,000 peers are about 8 MB of JSON.
 const LARGEST_ANSWER_BYTES: usize = 64 * 1024 * 1024;
@@ -97,6 +98,21 @@ impl Client {
         self.ask(Method::POST, path).await
     }
 
+    /// The lines that answer `POST path` with `body`, as they come.
+    pub(super) async fn lines(&self, path: &str, body: &serde_json::Value) -> Result<Lines, ClientError> {
+        let what = path.trim_start_matches('/').to_owned();
+        let stream = self.connect().await?;
+        let failed = |source| ClientError::Exchange { what: what.clone(), source };
+        let (connection, response) =
+            begin(stream, Method::POST, path, body.to_string().into()).await.map_err(failed)?;
+        let status = response.status();
+        if !status.is_success() {
+            let body = Limited::new(response.into_body(), LARGEST_ANSWER_BYTES).collect().await.map_err(failed)?;
+            return Err(refusal(&what, status, &body.to_bytes()));
+        }
+        Ok(Lines { what, body: response.into_body(), buffer: Vec::new(), _connection: connection })
+    }
+
     /// A gRPC client over the socket.
     pub(super) async fn grpc(&self) -> Result<AgentClient<Channel>, ClientError> {
         // Connected once by hand first: tonic buries the cause.
@@ -134,20 +150,64 @@ impl Client {
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|source| ClientError::Answer { what, source });
         }
-        Err(ClientError::Refused(serde_json::from_slice(&body).unwrap_or_else(|_not_ours| {
-            ApiError::new(ErrorCode::Failed, format!("{what}: HTTP {status}: {}", String::from_utf8_lossy(&body)))
-        })))
+        Err(refusal(&what, status, &body))
+    }
+}
+
+fn refusal(what: &str, status: StatusCode, body: &[u8]) -> ClientError {
+    ClientError::Refused(serde_json::from_slice(body).unwrap_or_else(|_not_ours| {
+        ApiError::new(ErrorCode::Failed, format!("{what}: HTTP {status}: {}", String::from_utf8_lossy(body)))
+    }))
+}
+
+/// Lines of an answer that does not end by itself.
+pub(super) struct Lines {
+    what: String,
+    body: Incoming,
+    buffer: Vec<u8>,
+    _connection: Task<Option<()>>,
+}
+
+impl Lines {
+    /// The next line without its end; `None` when the agent has ended the answer.
+    pub(super) async fn next(&mut self) -> Result<Option<String>, ClientError> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let rest = self.buffer.split_off(end + 1);
+                let line = std::mem::replace(&mut self.buffer, rest);
+                return Ok(Some(String::from_utf8_lossy(&line[..end]).into_owned()));
+            }
+            let failed =
+                |source: hyper::Error| ClientError::Exchange { what: self.what.clone(), source: source.into() };
+            match self.body.frame().await {
+                Some(frame) => {
+                    let frame = frame.map_err(failed)?;
+                    self.buffer.extend_from_slice(frame.data_ref().map_or(&[][..], |bytes| bytes));
+                }
+                None => return Ok(None),
+            }
+        }
     }
 }
 
 type Boxed = Box<dyn std::error::Error + Send + Sync>;
 
-async fn exchange(stream: UnixStream, method: Method, path: &str) -> Result<(StatusCode, Bytes), Boxed> {
+async fn begin(
+    stream: UnixStream,
+    method: Method,
+    path: &str,
+    body: Body,
+) -> Result<(Task<Option<()>>, Response<Incoming>), Boxed> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // An error of the connection arrives at the request too.
-    let _connection = task::spawn("http", async move { connection.await.ok() });
-    let request = Request::builder().method(method).uri(path).header(header::HOST, "weft").body(Body::empty())?;
+    let connection = task::spawn("http", async move { connection.await.ok() });
+    let request = Request::builder().method(method).uri(path).header(header::HOST, "weft").body(body)?;
     let response = sender.send_request(request).await?;
+    Ok((connection, response))
+}
+
+async fn exchange(stream: UnixStream, method: Method, path: &str) -> Result<(StatusCode, Bytes), Boxed> {
+    let (_connection, response) = begin(stream, method, path, Body::empty()).await?;
     let status = response.status();
     let body = Limited::new(response.into_body(), LARGEST_ANSWER_BYTES).collect().await?.to_bytes();
     Ok((status, body))

@@ -7,7 +7,7 @@ use super::output::{self, Align, Style, Table, Tone, cell, toned};
 use super::{Exit, Failure};
 
 pub(super) async fn run(client: &Client, json: bool) -> Result<Exit, Failure> {
-    let list: proto::PeerList = client.get("/peers").await?;
+    let list: proto::PeerList = client.get("/status/peers").await?;
     if json {
         output::print_json(&list)?;
     } else {

@@ -67,7 +67,7 @@ struct Report {
 }
 
 pub(super) async fn run(client: &Client, args: &PingArgs) -> Result<Exit, Failure> {
-    let list: proto::PeerList = client.get("/peers").await?;
+    let list: proto::PeerList = client.get("/status/peers").await?;
     let status: proto::Status = client.get("/status").await?;
     let link = status.wireguard.and_then(|wireguard| wireguard.link).ok_or(PingError::NoLink)?;
     let (peer, address) = find(&args.peer, &list.peers)?;

@@ -123,8 +123,8 @@ fn config_check_tells_right_from_wrong() {
 fn commands_reach_an_agent_over_its_socket() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
-    let mut fixture = crate::api::tests::Fixture::new();
     let _inside = runtime.enter();
+    let mut fixture = crate::api::tests::Fixture::new();
     let (directory, _control) = fixture.control();
     let (_, closed) = tokio::sync::mpsc::channel(1);
     let mut commands = std::mem::replace(&mut fixture.commands, closed);

@@ -16,6 +16,7 @@ pub fn restart_keys(running: &Config, wanted: &Config) -> Vec<&'static str> {
         ("wireguard.backend", running.wireguard.backend == wanted.wireguard.backend),
         ("[accounting]", running.accounting == wanted.accounting),
         ("[dns]", running.dns == wanted.dns),
+        ("[gateway]", running.gateway == wanted.gateway),
         ("[web]", running.web == wanted.web),
         ("log.format", running.log.format == wanted.log.format),
     ];

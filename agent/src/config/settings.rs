@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Config, WebConfig};
+use crate::api::gateway;
 use crate::dns::wire::{NotAName, WireName};
 use crate::foundation::id::{InvalidName, NodeId};
 use crate::foundation::telemetry::{self, TelemetryError};
@@ -23,7 +24,9 @@ pub struct Settings {
     pub firewall: Arc<net::config::FirewallSettings>,
     pub accounting: ebpf::Settings,
     pub dns: dns::Settings,
+    pub gateway: gateway::config::Config,
     pub web: WebConfig,
+    pub state_dir: PathBuf,
     pub run_dir: PathBuf,
 }
 
@@ -50,6 +53,8 @@ pub enum ResolveError {
     Network(#[from] net::config::ConfigError),
     #[error("dns.domain is not a domain name like weft.internal")]
     Domain(#[source] NotAName),
+    #[error(transparent)]
+    Gateway(#[from] gateway::config::ConfigError),
     #[error(transparent)]
     Accounting(#[from] ebpf::config::ConfigError),
 }
@@ -97,6 +102,7 @@ fn with_passing_key(config: &Config, wireguard: &wireguard::config::Config) -> w
 fn checked_peers(config: &Config) -> Result<Vec<PeerConfig>, ResolveError> {
     telemetry::parse_level(&config.log.level)?;
     config.accounting.validate()?;
+    config.gateway.validate()?;
     WireName::parse(&config.dns.domain).map_err(ResolveError::Domain)?;
     Ok(config.peer.iter().map(|peer| peer.clone().validate()).collect::<Result<_, _>>()?)
 }
@@ -122,7 +128,9 @@ fn assemble(
         firewall: Arc::new(firewall),
         accounting: ebpf::Settings::new(config.instance.clone(), config.accounting.clone()),
         dns: dns::Settings::new(config.dns.clone(), config.state_dir.clone()),
+        gateway: config.gateway.clone(),
         web: config.web.clone(),
+        state_dir: config.state_dir.clone(),
         run_dir: config.run_dir.clone(),
         wireguard: Arc::new(wireguard),
     })

@@ -59,6 +59,13 @@ where
     Task { handle }
 }
 
+/// Starts `future` as a task that nobody owns and that ends by itself. A panic in it ends only that task.
+pub fn detach(name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
+    let span = tracing::debug_span!("task", name);
+    #[expect(clippy::disallowed_methods, reason = "spawned here so that it is named as every other")]
+    drop(tokio::spawn(future.instrument(span)));
+}
+
 /// Many short tasks of one kind, such as connections. A panic in one ends only that one; dropping the group stops all.
 #[derive(Debug)]
 #[must_use = "dropping a group stops its tasks"]
@@ -77,6 +84,11 @@ impl Group {
     pub fn spawn(&mut self, future: impl Future<Output = ()> + Send + 'static) {
         let span = tracing::info_span!("task", name = self.name);
         self.tasks.spawn(future.instrument(span));
+    }
+
+    /// Starts `future` in this group without a span: entering one at every wake-up costs more than a small request.
+    pub fn spawn_bare(&mut self, future: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(future);
     }
 
     /// How many tasks have not been seen to end.

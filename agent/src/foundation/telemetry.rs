@@ -1,11 +1,16 @@
 //! Structured logs: one subscriber for the process, its level changeable while it runs.
 
+mod history;
+
 use std::io::IsTerminal as _;
 
 use serde::Deserialize;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt, reload};
+
+use history::HistoryLayer;
+pub use history::{History, Line, Snapshot};
 
 /// The `[log]` table.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -76,11 +81,11 @@ pub fn parse_level(level: &str) -> Result<EnvFilter, TelemetryError> {
     EnvFilter::builder().parse(level).map_err(|source| TelemetryError::Level { level: level.to_owned(), source })
 }
 
-/// Installs the subscriber. Lines go to standard error; systemd's journal adds its own times, a terminal gets ours.
+/// Installs the subscriber; the history keeps lines from here on and is written once it is started. Lines go to standard error; systemd's journal adds its own times, a terminal gets ours.
 ///
 /// # Errors
 /// A level that is not valid, or a subscriber that is installed already.
-pub fn init(config: &Config) -> Result<LevelHandle, TelemetryError> {
+pub fn init(config: &Config) -> Result<(LevelHandle, History), TelemetryError> {
     let (filter, handle) = reload::Layer::new(parse_level(&config.level)?);
     let under_journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let base = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
@@ -89,8 +94,11 @@ pub fn init(config: &Config) -> Result<LevelHandle, TelemetryError> {
         (Format::Text, true) => base.without_time().boxed(),
         (Format::Text, false) => base.boxed(),
     };
-    tracing_subscriber::registry().with(filter).with(layer).try_init().map_err(TelemetryError::Installed)?;
-    Ok(LevelHandle(handle))
+    let history = History::default();
+    let kept = HistoryLayer(history.clone());
+    let subscriber = tracing_subscriber::registry().with(filter).with(layer).with(kept);
+    subscriber.try_init().map_err(TelemetryError::Installed)?;
+    Ok((LevelHandle(handle), history))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ const LAYERS: &[&[&str]] = &[
     &["sys", "model"],
     &["wireguard", "net", "ebpf", "dns"],
     &["doctor"],
+    &["pm3"],
     &["api"],
     &["config"],
     &["app"],

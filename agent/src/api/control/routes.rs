@@ -12,34 +12,32 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Router, body::Body};
 use serde::Serialize;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 
 use super::caller::Caller;
 use crate::api::error::{ApiError, ErrorCode};
-use crate::api::{Command, CommandResult, Sources, grpc, http, view, web};
+use crate::api::{Command, CommandResult, Sources, carry_out, grpc, http, methods, view, web};
 use crate::foundation::lifecycle::Stop;
+use crate::pm3::caller as vouched;
 
 /// What exists, for those who ask for something else.
-const EXISTS: &str = "GET or POST /ping /version /status /peers; GET /metrics; POST /reload /shutdown /down; \
-                      gRPC weft.v1.Agent";
+const EXISTS: &str =
+    "GET or POST /status /status/peers; GET /metrics; POST /down; gRPC weft.v1.Agent; the methods of pm3";
 
 /// The answers for those who may call.
 pub(super) fn granted(sources: Arc<Sources>, stop: Stop) -> Router {
     let slots = Arc::new(Semaphore::new(http::MAX_REQUESTS));
     let agent = grpc::service(Arc::clone(&sources), stop);
     Router::new()
-        .route("/ping", get(ping).post(ping))
-        .route("/version", get(version).post(version))
         .route("/status", get(status).post(status))
-        .route("/peers", get(peers).post(peers))
+        .route("/status/peers", get(peers).post(peers))
         .route("/metrics", get(web::metrics))
-        .route("/reload", post(reload))
-        .route("/shutdown", post(shutdown))
         .route("/down", post(down))
-        .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn(move |request, next: Next| http::bounded(Arc::clone(&slots), request, next)))
         .layer(DefaultBodyLimit::max(http::MAX_BODY_BYTES))
+        // Behind the bounds above: the methods have their own, and some of their answers are streams.
+        .fallback(method)
         .with_state(sources)
         .route_service("/weft.v1.Agent/{method}", agent)
 }
@@ -61,20 +59,26 @@ async fn forbidden(request: Request<Body>) -> Response {
     if is_grpc { tonic::Status::from(error).into_http::<Body>() } else { error.into_response() }
 }
 
-async fn not_found(uri: Uri) -> ApiError {
-    ApiError::new(ErrorCode::NotFound, format!("there is no {}; there is {EXISTS}", uri.path()))
+/// Every other path is a method of the pm3 API.
+async fn method(State(sources): State<Arc<Sources>>, request: Request<Body>) -> Response<Body> {
+    let caller = request.extensions().get::<Caller>().map_or_else(vouched::Caller::unknown, vouched_for);
+    let (head, body) = request.into_parts();
+    methods::answer(&sources.pm3, &Arc::new(caller), None, &head, body).await.map(Body::new)
+}
+
+/// The record of the socket as the methods know it.
+fn vouched_for(caller: &Caller) -> vouched::Caller {
+    vouched::Caller {
+        standing: vouched::Standing::Internal,
+        basis: vouched::Basis::Socket,
+        uid: Some(caller.uid),
+        pid: caller.pid.and_then(|pid| u32::try_from(pid).ok()),
+        unit: None,
+    }
 }
 
 async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
     ApiError::new(ErrorCode::MethodNotAllowed, format!("{} is not for {method}; there is {EXISTS}", uri.path()))
-}
-
-async fn ping(State(sources): State<Arc<Sources>>, RawQuery(query): RawQuery) -> Response {
-    http::json(query.as_deref(), &sources.model.borrow().node.id)
-}
-
-async fn version(RawQuery(query): RawQuery) -> Response {
-    http::json(query.as_deref(), &concat!("v", env!("CARGO_PKG_VERSION")))
 }
 
 async fn status(State(sources): State<Arc<Sources>>, RawQuery(query): RawQuery) -> Response {
@@ -88,14 +92,6 @@ async fn peers(State(sources): State<Arc<Sources>>, RawQuery(query): RawQuery) -
 }
 
 type Parts = (State<Arc<Sources>>, Extension<Caller>, RawQuery, Result<Bytes, BytesRejection>);
-
-async fn reload(parts: Parts) -> Result<Response, ApiError> {
-    run("reload", Command::Reload, parts).await
-}
-
-async fn shutdown(parts: Parts) -> Result<Response, ApiError> {
-    run("shutdown", Command::Shutdown, parts).await
-}
 
 async fn down(parts: Parts) -> Result<Response, ApiError> {
     run("down", Command::Down, parts).await
@@ -115,16 +111,8 @@ async fn run(
 ) -> Result<Response, ApiError> {
     refuse_arguments(name, &body.map_err(unreadable)?)?;
     tracing::info!(command = name, uid = caller.uid, pid = caller.pid, "asked over the control socket");
-    let (reply, answer) = oneshot::channel();
-    sources.commands.try_send(command(reply)).map_err(|error| match error {
-        mpsc::error::TrySendError::Full(_) => ApiError::new(ErrorCode::Busy, "other commands are waiting; try again"),
-        mpsc::error::TrySendError::Closed(_) => ApiError::new(ErrorCode::NotReady, "the agent is stopping"),
-    })?;
-    match answer.await {
-        Ok(Ok(done)) => Ok(http::json(query.as_deref(), &Done { schema: view::SCHEMA, done })),
-        Ok(Err(error)) => Err(ApiError::new(ErrorCode::Failed, error.to_string())),
-        Err(_gone) => Err(ApiError::new(ErrorCode::NotReady, format!("the agent stopped before {name} was done"))),
-    }
+    let done = carry_out(&sources.commands, command).await?;
+    Ok(http::json(query.as_deref(), &Done { schema: view::SCHEMA, done }))
 }
 
 fn unreadable(rejection: BytesRejection) -> ApiError {

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
 use crate::api::control::SocketError;
-use crate::api::http;
+use crate::api::{http, methods};
 
 async fn ask(fixture: &Fixture, method: &str, path: &str, body: &str) -> (u16, serde_json::Value) {
     let (directory, _control) = fixture.control();
@@ -24,7 +24,7 @@ async fn ping_and_version_answer_like_pm3() {
 
 #[tokio::test]
 async fn peers_join_the_device_and_the_counters_exactly() {
-    let (code, list) = ask(&Fixture::new(), "GET", "/peers", "").await;
+    let (code, list) = ask(&Fixture::new(), "GET", "/status/peers", "").await;
     assert_eq!((code, &list["schema"]), (200, &serde_json::json!(1)));
     let [beta, gamma] = list["peers"].as_array().expect("a list").as_slice() else { panic!("two peers: {list}") };
     assert_eq!((&beta["name"], &beta["state"]), (&serde_json::json!("beta"), &serde_json::json!("connected")));
@@ -105,7 +105,7 @@ async fn arguments_that_mean_nothing_are_refused() {
 #[tokio::test]
 async fn what_does_not_exist_names_what_does() {
     let (code, answer) = ask(&Fixture::new(), "GET", "/nothing", "").await;
-    assert!(code == 404 && answer["error"].as_str().is_some_and(|text| text.contains("/status")), "{answer}");
+    assert!(code == 404 && answer["error"].as_str().is_some_and(|text| text.contains("/ping")), "{answer}");
     let (code, answer) = ask(&Fixture::new(), "GET", "/down", "").await;
     assert_eq!((code, &answer["code"]), (405, &"method_not_allowed".into()));
 }
@@ -114,7 +114,7 @@ async fn what_does_not_exist_names_what_does() {
 async fn input_that_is_too_large_is_refused_and_not_read() {
     let fixture = Fixture::new();
     let (directory, _control) = fixture.control();
-    let large = "x".repeat(http::MAX_BODY_BYTES + 1);
+    let large = "x".repeat(methods::MAX_BODY_BYTES + 1);
     let body = raw(directory.path(), request("POST", "/reload", &large)).await;
     assert_eq!(parts(&body).0, 413, "{body}");
     let head = format!("GET /ping HTTP/1.1\r\nHost: x\r\nX-Large: {}\r\n\r\n", "x".repeat(http::MAX_HEAD_BYTES));

@@ -24,7 +24,7 @@ async fn status_and_peers_are_the_same_as_over_http() {
     let status = client.get_status(proto::GetStatusRequest {}).await.expect("answered").into_inner();
     assert_eq!(status.wireguard.and_then(|wireguard| wireguard.link).as_deref(), Some("weft0"));
     let grpc = client.list_peers(proto::ListPeersRequest {}).await.expect("answered").into_inner();
-    let answer = raw(directory.path(), request("GET", "/peers", "")).await;
+    let answer = raw(directory.path(), request("GET", "/status/peers", "")).await;
     let http: proto::PeerList = serde_json::from_str(parts(&answer).1).expect("the same schema");
     assert_eq!(grpc, http);
 }

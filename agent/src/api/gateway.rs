@@ -1,0 +1,167 @@
+//! The gateway: the pm3 API over HTTP/1.1, HTTP/2 and WebSocket on the pm3 address and the mesh addresses.
+//!
+//! A connection is classified once, when it is accepted; a request can only lose trust ([`request`]). Whoever is not internal
+//! gets one clear refusal on loopback and a closed connection from elsewhere, where an answer would only help a scan.
+//!
+//! | task | in | out |
+//! |---|---|---|
+//! | `gateway` | `watch` of the model, ended listeners | `watch` of the status |
+//! | `listener`, a socket each | connections | a task a connection |
+//!
+//! Invariants: an address that cannot be had is in the status and tried again, it stops nothing; connections, heads, bodies,
+//! messages and times are bounded.
+
+mod codec;
+pub mod config;
+mod connection;
+mod listener;
+mod request;
+mod session;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::foundation::lifecycle::Stop;
+use crate::foundation::task::{self, Task};
+use crate::model::Model;
+use crate::pm3::Pm3;
+use crate::pm3::caller::Classifier;
+use config::Config;
+use request::Names;
+
+/// Between two attempts to have an address that another program holds.
+const RETRY: Duration = Duration::from_secs(5);
+/// The port on the mesh addresses.
+const MESH_PORT: u16 = 80;
+
+/// Sends connections for an address that another program holds to a listener of ours.
+pub trait Steering: Send + Sync + 'static {
+    /// Steers `address` to `socket` for as long as the guard lives.
+    ///
+    /// # Errors
+    /// One sentence on why the kernel does not.
+    fn steer(&self, address: SocketAddr, socket: BorrowedFd<'_>) -> Result<Box<dyn Send + Sync>, String>;
+}
+
+/// What the gateway serves and asks.
+pub struct Inputs {
+    pub config: Config,
+    pub pm3: Arc<Pm3>,
+    pub model: watch::Receiver<Arc<Model>>,
+    pub classifier: Arc<dyn Classifier>,
+    pub steering: Option<Arc<dyn Steering>>,
+}
+
+/// What the gateway does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Status {
+    pub listening: Vec<SocketAddr>,
+    /// Addresses that another program holds, and that are steered to us all the same.
+    pub steered: Vec<SocketAddr>,
+    /// What the classification of callers rests on.
+    pub classification: String,
+    pub errors: Vec<String>,
+}
+
+/// The running gateway; dropping it closes its listeners.
+#[derive(Debug)]
+#[must_use = "dropping the gateway closes it"]
+pub struct Gateway {
+    status: watch::Receiver<Status>,
+    _task: Task,
+}
+
+impl Gateway {
+    /// What it does now.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+}
+
+/// What every connection shares.
+struct Shared {
+    config: Config,
+    pm3: Arc<Pm3>,
+    names: Names,
+    classifier: Arc<dyn Classifier>,
+    /// Connections now.
+    connections: AtomicUsize,
+}
+
+/// Opens the listeners and keeps them open.
+pub fn start(inputs: Inputs, mut stop: Stop) -> Gateway {
+    let Inputs { config, pm3, mut model, classifier, steering } = inputs;
+    let (status_tx, status) = watch::channel(Status::default());
+    let names = Names::new(pm3.node().as_str(), pm3.machine());
+    let shared = Arc::new(Shared { config, pm3, names, classifier, connections: AtomicUsize::new(0) });
+    let task = task::spawn("gateway", async move {
+        let mut open = BTreeMap::new();
+        let mut retry = tokio::time::interval(RETRY);
+        loop {
+            let wanted = wanted(&shared.config, &model.borrow_and_update());
+            let status = reconcile(&mut open, &wanted, &shared, steering.as_deref(), &stop);
+            status_tx.send_if_modified(|current| {
+                let differs = *current != status;
+                if differs {
+                    tell(&status);
+                    *current = status;
+                }
+                differs
+            });
+            tokio::select! {
+                () = stop.requested() => break,
+                _ = retry.tick() => {}
+                Ok(()) = model.changed() => {}
+            }
+        }
+        let listeners = open.into_values().map(listener::Listener::finished);
+        futures_util::future::join_all(listeners).await;
+    });
+    Gateway { status, _task: task }
+}
+
+fn tell(status: &Status) {
+    tracing::info!(listening = ?status.listening, steered = ?status.steered, "gateway");
+    for error in &status.errors {
+        tracing::warn!("{error}");
+    }
+}
+
+fn wanted(config: &Config, model: &Model) -> Vec<SocketAddr> {
+    let mesh = model.node.addresses.iter().map(|network| SocketAddr::new(network.addr(), MESH_PORT));
+    let mesh = mesh.filter(|_| config.listen_on_mesh);
+    config.listen.iter().copied().chain(mesh).collect()
+}
+
+/// Opens what is wanted and not open, closes what is open and not wanted.
+fn reconcile(
+    open: &mut BTreeMap<SocketAddr, listener::Listener>,
+    wanted: &[SocketAddr],
+    shared: &Arc<Shared>,
+    steering: Option<&dyn Steering>,
+    stop: &Stop,
+) -> Status {
+    let mut status = Status { classification: shared.classifier.basis(), ..Status::default() };
+    open.retain(|address, _| wanted.contains(address));
+    for address in wanted {
+        if !open.contains_key(address) {
+            match listener::open(*address, shared.classifier.as_ref(), steering) {
+                Ok(bound) => {
+                    open.insert(*address, bound.serve(Arc::clone(shared), stop.clone()));
+                }
+                Err(error) => status.errors.push(error),
+            }
+        }
+    }
+    for (address, listener) in open {
+        let list = if listener.is_steered() { &mut status.steered } else { &mut status.listening };
+        list.push(listener.address(*address));
+    }
+    status
+}

@@ -1,0 +1,153 @@
+//! One listening socket: bound plainly, or steered to where another program holds the address.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{Shared, Steering, connection};
+use crate::foundation::lifecycle::Stop;
+use crate::foundation::task::{self, Group, Task};
+use crate::pm3::caller::Classifier;
+
+/// Connections that wait to be accepted; ten thousand clients come at once when a service starts.
+const BACKLOG: i32 = 4096;
+/// How long connections may take to finish what they answer when the agent stops.
+const GRACE: Duration = Duration::from_millis(500);
+/// After a failed `accept` (no file descriptors left) the next one waits, or it would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A socket that listens and is not served yet.
+pub(super) struct Bound {
+    listener: TcpListener,
+    steered: Option<Box<dyn Send + Sync>>,
+    watched: Box<dyn Send + Sync>,
+}
+
+/// A served socket; dropping it closes it and its connections.
+pub(super) struct Listener {
+    local: Option<SocketAddr>,
+    steered: Option<Box<dyn Send + Sync>>,
+    _watched: Box<dyn Send + Sync>,
+    task: Task,
+}
+
+impl Listener {
+    pub(super) fn is_steered(&self) -> bool {
+        self.steered.is_some()
+    }
+
+    /// The address that clients use; differs from the wanted one where that had port 0.
+    pub(super) fn address(&self, wanted: SocketAddr) -> SocketAddr {
+        match self.local {
+            Some(local) if wanted.port() == 0 => local,
+            Some(_) | None => wanted,
+        }
+    }
+
+    /// Waits until the last connection has ended, after a stop.
+    pub(super) async fn finished(self) {
+        self.task.join().await;
+    }
+}
+
+/// Listens on `address`, or has its connections steered to a socket beside it.
+///
+/// # Errors
+/// One sentence for the status.
+pub(super) fn open(
+    address: SocketAddr,
+    classifier: &dyn Classifier,
+    steering: Option<&dyn Steering>,
+) -> Result<Bound, String> {
+    let watched = classifier.watch(address);
+    match bind(address) {
+        Ok(listener) => Ok(Bound { listener, steered: None, watched }),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => match steering {
+            Some(steering) => steer(address, watched, steering),
+            None => Err(format!(
+                "gateway.listen {address} is in use by another program; stop that one or choose another address (`ss -ltnp` \
+                 shows who has it)"
+            )),
+        },
+        Err(error) => Err(format!("failed to listen on {address}: {error}")),
+    }
+}
+
+fn steer(address: SocketAddr, watched: Box<dyn Send + Sync>, steering: &dyn Steering) -> Result<Bound, String> {
+    let beside = SocketAddr::new(address.ip(), 0);
+    let listener = bind(beside).map_err(|error| format!("failed to listen beside {address}: {error}"))?;
+    let guard = steering
+        .steer(address, listener.as_fd())
+        .map_err(|error| format!("{address} is in use by another program and cannot be steered: {error}"))?;
+    Ok(Bound { listener, steered: Some(guard), watched })
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    // The address of a link that is yet to come.
+    if address.is_ipv4() {
+        socket.set_freebind_v4(true)?;
+    } else {
+        socket.set_freebind_v6(true)?;
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+impl Bound {
+    pub(super) fn serve(self, shared: Arc<Shared>, stop: Stop) -> Listener {
+        let Self { listener, steered, watched } = self;
+        let local = listener.local_addr().ok();
+        let task = task::spawn("listener", accept_loop(listener, shared, stop));
+        Listener { local, steered, _watched: watched, task }
+    }
+}
+
+async fn accept_loop(listener: TcpListener, shared: Arc<Shared>, mut stop: Stop) {
+    let mut connections = Group::new("connection");
+    loop {
+        let has_room = shared.connections.load(Ordering::Relaxed) < shared.config.max_connections;
+        let accepted = tokio::select! {
+            () = stop.requested() => break,
+            () = connections.one_ended() => continue,
+            accepted = listener.accept(), if has_room => accepted,
+            // Another listener may have made room.
+            () = tokio::time::sleep(ACCEPT_PAUSE), if !has_room => continue,
+        };
+        match accepted {
+            Ok((stream, peer)) => accept(&mut connections, stream, peer, &shared, &stop),
+            Err(error) => {
+                tracing::warn!(%error, listener = "gateway", "failed to accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    let all_ended = async {
+        while !connections.is_empty() {
+            connections.one_ended().await;
+        }
+    };
+    if tokio::time::timeout(GRACE, all_ended).await.is_err() {
+        tracing::debug!(listener = "gateway", "connections were cut");
+    }
+}
+
+fn accept(group: &mut Group, stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>, stop: &Stop) {
+    let Ok(local) = stream.local_addr() else { return };
+    // Answers are small and whole; waiting for more to send only delays them.
+    stream.set_nodelay(true).ok();
+    let caller = shared.classifier.classify(stream.as_fd(), peer, local);
+    let open = connection::Open::new(Arc::clone(shared), Arc::new(caller), peer, local);
+    group.spawn_bare(open.serve(stream, stop.clone()));
+}

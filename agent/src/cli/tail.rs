@@ -1,0 +1,71 @@
+//! `weft tail`: the agent's log, history first, then live.
+
+use serde_json::{Map, Value, json};
+
+use super::client::Client;
+use super::output::{self, Style, Tone};
+use super::{Exit, Failure, TailArgs};
+
+pub(super) async fn run(client: &Client, args: &TailArgs) -> Result<Exit, Failure> {
+    let mut options = json!({ "follow": !args.no_follow, "line_limit": args.lines });
+    let texts = [
+        ("domain", &args.domain),
+        ("level", &args.level),
+        ("after", &args.after),
+        ("before", &args.before),
+        ("substr", &args.contains),
+    ];
+    for (name, value) in texts {
+        if let Some(value) = value {
+            options[name] = Value::from(value.as_str());
+        }
+    }
+    let style = Style::of_stdout();
+    let mut lines = client.lines("/tail", &options).await?;
+    while let Some(line) = lines.next().await? {
+        if args.json {
+            output::print(&format!("{line}\n"))?;
+        } else {
+            output::print(&render(&line, style))?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+/// `TIME LEVEL domain message name=value …`.
+fn render(line: &str, style: Style) -> String {
+    let Ok(mut members) = serde_json::from_str::<Map<String, Value>>(line) else { return format!("{line}\n") };
+    let time = members.remove("t").and_then(|time| time.as_u64()).unwrap_or_default();
+    let mut text = |name: &str| match members.remove(name) {
+        Some(Value::String(text)) => text,
+        Some(other) => other.to_string(),
+        None => String::new(),
+    };
+    let (level, domain, message) = (text("l"), text("dom"), text("msg"));
+    let time = crate::foundation::rfc3339::format(std::time::UNIX_EPOCH + std::time::Duration::from_millis(time));
+    let tone = match level.as_str() {
+        "error" => Tone::Bad,
+        "warn" => Tone::Warning,
+        _ => Tone::Neutral,
+    };
+    let level = style.paint(tone, &format!("{:5}", level.to_uppercase()));
+    let mut out = format!("{time} {level} {domain}: {message}");
+    for (name, value) in members {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        out.push_str(&format!(" {name}={value}"));
+    }
+    out.push('\n');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_reads_from_left_to_right() {
+        let line = r#"{"t":86400000,"l":"warn","dom":"dns","msg":"it broke","count":7,"name":"a b"}"#;
+        assert_eq!(render(line, Style::Plain), "1970-01-02T00:00:00Z WARN  dns: it broke count=7 name=a b\n");
+        assert_eq!(render("no json", Style::Plain), "no json\n");
+    }
+}
