@@ -6,5 +6,6 @@ mod callers;
 mod dns;
 mod harness;
 mod net;
+mod pm3;
 mod tunnel;
 mod wireguard;

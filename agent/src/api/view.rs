@@ -37,6 +37,7 @@ pub fn status(sources: &Sources) -> proto::Status {
         ("firewall", &firewall.errors),
         ("accounting", &accounting.errors),
         ("dns", &dns.errors),
+        ("gateway", &sources.gateway.borrow().errors),
     ]);
     let fallbacks = fallbacks(&wireguard, &accounting);
     let notices = notices(&sources.net.borrow(), &sources.firewall.borrow());
