@@ -7,6 +7,7 @@ pub mod linux;
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::sync::watch;
@@ -36,7 +37,7 @@ pub trait Platform: Send + Sync + 'static {
     /// What the device holds now.
     fn observe(&self, link: &Link) -> impl Future<Output = Result<DeviceState, PlatformError>> + Send;
     /// Does one step. Fails with [`PlatformError::Vanished`] if the link is no longer the one with this index.
-    fn apply(&self, link: &Link, step: &Step) -> impl Future<Output = Result<(), PlatformError>> + Send;
+    fn apply(&self, link: &Link, step: &Arc<Step>) -> impl Future<Output = Result<(), PlatformError>> + Send;
     /// How often the device was configured, by anybody, where it counts that; `None`: only [`Platform::observe`] tells.
     fn times_configured(&self, link: &Link) -> Option<u64>;
     /// The addresses of a host name, best first.

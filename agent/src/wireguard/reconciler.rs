@@ -193,13 +193,10 @@ impl<P: Platform> Wireguard<P> {
     /// Does the steps in order; returns whether all were done.
     async fn apply(&self, steps: Vec<Step>, view: &mut View, status: &mut Status) -> bool {
         let (mut all, mut changed_peers, mut written) = (true, 0, Duration::ZERO);
-        for step in steps {
-            let since = Instant::now();
-            match self.platform.apply(&view.link, &step).await {
+        for step in steps.into_iter().map(Arc::new) {
+            match self.write(&step, view, &mut written).await {
                 Ok(()) => {
                     changed_peers += log_step(&view.link, &step);
-                    written += since.elapsed();
-                    view.device.apply(&step);
                     view.times_configured = view.times_configured.map(|times| times + 1);
                     status.applied_steps += 1;
                 }
@@ -207,7 +204,7 @@ impl<P: Platform> Wireguard<P> {
                     status.errors.push(error::chain(&failure));
                     all = false;
                     // A port that is taken keeps no peer from being served on the old one.
-                    if !matches!(step, Step::ListenPort(_)) {
+                    if !matches!(*step, Step::ListenPort(_)) {
                         break;
                     }
                 }
@@ -218,6 +215,29 @@ impl<P: Platform> Wireguard<P> {
             tracing::info!(link = %view.link.name, changes = changed_peers, write_us, pass_us, "peers changed");
         }
         all
+    }
+
+    /// Writes a step to the device and to what we know of it. Thousands of peers are noted while they are written: if that
+    /// fails, what we know is thrown away.
+    async fn write(&self, step: &Arc<Step>, view: &mut View, written: &mut Duration) -> Result<(), PlatformError> {
+        let View { link, device, .. } = view;
+        let writing = async {
+            let started = Instant::now();
+            let result = self.platform.apply(link, step).await;
+            (result, started.elapsed())
+        };
+        let notes_meanwhile = matches!(**step, Step::Peers(_));
+        let noting = async {
+            if notes_meanwhile {
+                device.apply(step);
+            }
+        };
+        let ((result, took), ()) = tokio::join!(biased; writing, noting);
+        *written += took;
+        if result.is_ok() && !notes_meanwhile {
+            device.apply(step);
+        }
+        result
     }
 
     /// Keeps the names of the model resolved, and looks again at those whose peers do not answer.

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
@@ -140,9 +140,9 @@ impl Platform for Fake {
         Ok(host.link(link)?.device.clone())
     }
 
-    async fn apply(&self, link: &Link, step: &Step) -> Result<(), PlatformError> {
+    async fn apply(&self, link: &Link, step: &Arc<Step>) -> Result<(), PlatformError> {
         let mut host = self.host();
-        if let Step::ListenPort(port) = step
+        if let Step::ListenPort(port) = &**step
             && host.ports_in_use.contains(port)
         {
             return Err(PlatformError::PortInUse { port: *port });

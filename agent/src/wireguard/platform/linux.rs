@@ -11,14 +11,14 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::LinkWireguard;
 use tokio::sync::watch;
-use wireguard_control::{Device, DeviceUpdate, InterfaceName};
+use wireguard_control::{Device, InterfaceName};
 
 use super::{FoundLink, LinkKind, NewLink, Platform, PlatformError};
 use crate::foundation::id::LinkName;
@@ -173,15 +173,15 @@ impl Platform for Linux {
         blocking(move || read_device(&asked, embedded)).await.map_err(|source| device_error("read", link, source))
     }
 
-    async fn apply(&self, link: &Link, step: &Step) -> Result<(), PlatformError> {
-        let (what, port) = match step {
+    async fn apply(&self, link: &Link, step: &Arc<Step>) -> Result<(), PlatformError> {
+        let (what, port) = match &**step {
             Step::PrivateKey(_) => ("the private key", None),
             Step::Fwmark(_) => ("the mark (wireguard.fwmark)", None),
             Step::ListenPort(port) => ("the listen port (wireguard.listen_port)", Some(*port)),
             Step::Peers(_) => ("peers", None),
         };
-        let (asked, update, embedded) = (link.clone(), convert::update(step), self.is_alive(link));
-        let result = blocking(move || write_device(&asked, update, embedded)).await;
+        let (asked, step, embedded) = (link.clone(), Arc::clone(step), self.is_alive(link));
+        let result = blocking(move || write_device(&asked, &step, embedded)).await;
         result.map_err(|source| match port {
             // The embedded device's own error number is lost on the way: ask the host about the port.
             Some(port) if check_port_is_free(port).is_err() => PlatformError::PortInUse { port },
@@ -254,9 +254,9 @@ fn read_device(link: &Link, embedded: bool) -> io::Result<DeviceState> {
     Device::get(&name, convert::backend(link.backend)).map(convert::state)
 }
 
-fn write_device(link: &Link, update: DeviceUpdate, embedded: bool) -> io::Result<()> {
+fn write_device(link: &Link, step: &Step, embedded: bool) -> io::Result<()> {
     let name = check_present(link, embedded)?;
-    update.apply(&name, convert::backend(link.backend))
+    convert::update(step).apply(&name, convert::backend(link.backend))
 }
 
 /// Fails with `ENODEV` unless the link is the one we mean and, where a userspace device is behind it, its socket answers.
