@@ -231,10 +231,11 @@ async fn stop(domains: Domains, settings: Settings, end: End, domain_shutdown: S
     });
     let model = domains.current();
     let embedded = domains.embedded_link();
-    drop(domains);
+    // The handles go last: with them the tasks would be cut off in what they do at a stop, such as taking the resolver hook away.
     if !domain_shutdown.drain(DRAIN).await {
         warn!("some tasks did not stop in time; their work stays as it is");
     }
+    drop(domains);
     if let End::Remove(reply) = end {
         let settings = Settings { model, ..settings };
         let mut result = removal::remove_all(&settings).await;

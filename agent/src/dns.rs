@@ -113,7 +113,7 @@ pub fn start(
     let follow = [trigger.follow(model.clone()), trigger.follow(hook.clone())];
     let metrics = Metrics::new(metrics);
     let server = Server::new(settings.config, files.clone(), model.clone(), hook, metrics, readiness)?;
-    let server = reconcile::start(server, trigger, Arc::default(), stop.clone());
+    let server = reconcile::start(server.behind(link.clone()), trigger, Arc::default(), stop.clone());
     let inputs = hook::Inputs { model, link, server: server.status() };
     let hook = hook::start(Hook::new(choice, files, Resolved::default()), inputs, hook_state, stop);
     Ok(Handle { server, _follow: follow, _hook: hook })

@@ -33,7 +33,7 @@ use super::zone::Zone;
 use crate::foundation::error;
 use crate::foundation::lifecycle::Blocker;
 use crate::foundation::reconcile::{Cause, Pass, Reconciler};
-use crate::model::{Model, PeerChange};
+use crate::model::{Link, Model, PeerChange};
 use crate::sys::datagram::Socket;
 
 /// Where `pm3` is when no loopback address is configured.
@@ -107,7 +107,14 @@ pub struct Server {
     queue: Queue,
     listeners: BTreeMap<SocketAddr, Listener>,
     starting: Option<Blocker>,
+    /// Waited for before the first zone, if that is a large one.
+    tunnel: Option<watch::Receiver<Option<Link>>>,
 }
+
+/// The names of so many peers take the processor from the tunnel's own start: they come behind it.
+const LARGE_ZONE: usize = 1000;
+/// A tunnel that does not come up keeps the names no longer than this.
+const TUNNEL_FIRST: Duration = Duration::from_secs(2);
 
 impl Server {
     /// A server that does nothing until its first pass.
@@ -138,7 +145,34 @@ impl Server {
         });
         let queue = Queue::start(Handler::new(Arc::clone(&shared)));
         let starting = Some(starting);
-        Ok(Self { config, files, model, hook, built_from, serial, shared, queue, listeners: BTreeMap::new(), starting })
+        Ok(Self {
+            config,
+            files,
+            model,
+            hook,
+            built_from,
+            serial,
+            shared,
+            queue,
+            listeners: BTreeMap::new(),
+            starting,
+            tunnel: None,
+        })
+    }
+
+    /// A large zone is built once there is a link, which holds its peers then.
+    #[must_use]
+    pub fn behind(self, tunnel: watch::Receiver<Option<Link>>) -> Self {
+        Self { tunnel: Some(tunnel), ..self }
+    }
+
+    async fn let_tunnel_start(&mut self) {
+        let Some(mut tunnel) = self.tunnel.take() else { return };
+        let is_large = self.config.enabled && self.model.borrow().peers().len() > LARGE_ZONE;
+        if is_large {
+            // Late, or gone with the agent: either way the names are due.
+            drop(tokio::time::timeout(TUNNEL_FIRST, tunnel.wait_for(Option::is_some)).await);
+        }
     }
 
     async fn renew_zone(&mut self) -> Result<(), NotAName> {
@@ -272,6 +306,7 @@ impl Reconciler for Server {
 
     async fn pass(&mut self, _cause: Cause) -> Pass<Arc<Status>> {
         let mut errors: Vec<String> = Vec::new();
+        self.let_tunnel_start().await;
         if let Err(failure) = self.renew_zone().await {
             errors.push(format!("dns.domain: {failure}; the names of before are still answered"));
         }
