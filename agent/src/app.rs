@@ -10,6 +10,7 @@
 //! | `dns` | `watch` of the model and the link, queries | `watch` of its status |
 //! | `monitor` | rtnetlink multicast | triggers of the reconcilers |
 //! | `gateway` | `watch` of the model, connections | `watch` of its status, [`Command`]s |
+//! | `callers` | a timer | `watch` of its status: a connection of its own proves that callers are recorded |
 //! | `system` | a timer | the figures of the host for `/system` |
 //! | `log-history`, a thread | log lines, bounded | files in `logs/` |
 //! | `control`, `web` | connections | [`Command`]s over a bounded `mpsc` to the loop here |
@@ -18,6 +19,7 @@
 //! Invariants: the control socket is taken first, so that a second instance changes nothing. A stop, wanted or not, leaves
 //! kernel link, addresses, routes, table and pins in place; [`remove`] is the explicit verb.
 
+mod callers;
 mod domains;
 mod loops;
 pub mod privileges;
@@ -36,11 +38,11 @@ use crate::api::gateway::Gateway;
 use crate::api::web::WebError;
 use crate::api::{Command, ForMethods, Sources, control, gateway, web};
 use crate::config::{Config, Override, ResolveError, Settings, resolve};
+use crate::ebpf::callers::Callers;
 use crate::foundation::error::chain;
 use crate::foundation::lifecycle::{Readiness, Shutdown};
 use crate::foundation::metrics::Metrics;
 use crate::foundation::telemetry::{self, History, LevelHandle, TelemetryError};
-use crate::pm3::caller::LocalUsers;
 use crate::pm3::{self, Pm3, Pm3Error};
 use domains::{Domains, DomainsError};
 use loops::End;
@@ -125,6 +127,7 @@ fn roles(config: &Config) -> Roles {
         gateway.enabled && (gateway.listen_on_mesh || gateway.listen.iter().any(|address| low(address.port())));
     Roles {
         accounting: config.accounting.enabled,
+        callers: gateway.enabled && gateway.caller.enabled,
         low_port: dns_low || gateway_low || (config.web.enabled && low(config.web.listen.port())),
         group_socket: true,
     }
@@ -171,13 +174,17 @@ async fn serve_until_stopped(
         history,
         ip_table: settings.gateway.ip_table.clone(),
     })?;
-    let gateway = settings.gateway.enabled.then(|| {
+    let recorded = match settings.gateway.enabled {
+        true => Some(Arc::new(callers::Recorded(Callers::start(settings.callers.clone(), &metrics).await))),
+        false => None,
+    };
+    let gateway = recorded.map(|recorded| {
         let inputs = gateway::Inputs {
             config: settings.gateway.clone(),
             pm3: Arc::clone(&pm3),
             model: domains.model(),
-            classifier: Arc::new(LocalUsers::new()),
-            steering: None,
+            classifier: Arc::<callers::Recorded>::clone(&recorded),
+            steering: Some(recorded),
         };
         gateway::start(inputs, listener_shutdown.stop())
     });

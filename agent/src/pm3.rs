@@ -179,11 +179,12 @@ impl Pm3 {
 /// Every call that changes something leaves a line; others do at DEBUG.
 fn audit(method: &Method, call: &Call) {
     let caller = &call.caller;
-    let (pid, uid, unit) = (caller.pid, caller.uid, caller.unit.as_deref());
+    let (pid, uid, basis) = (caller.pid, caller.uid, caller.basis.as_str());
+    let (unit, exe) = (caller.unit.as_deref(), caller.executable.as_deref());
     if method.changes {
-        tracing::info!(method = method.path, ?pid, ?uid, unit, basis = caller.basis.as_str(), "called");
+        tracing::info!(method = method.path, ?pid, ?uid, unit, exe, basis, "called");
     } else {
-        tracing::debug!(method = method.path, ?pid, ?uid, unit, basis = caller.basis.as_str(), "called");
+        tracing::debug!(method = method.path, ?pid, ?uid, unit, exe, basis, "called");
     }
 }
 

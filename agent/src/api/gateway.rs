@@ -62,10 +62,12 @@ pub struct Inputs {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Status {
     pub listening: Vec<SocketAddr>,
-    /// Addresses that another program holds, and that are steered to us all the same.
+    /// Addresses whose connections are steered to us, whoever else holds them.
     pub steered: Vec<SocketAddr>,
     /// What the classification of callers rests on.
     pub classification: String,
+    /// Why that is not the best there is.
+    pub classification_fallback: Option<String>,
     pub errors: Vec<String>,
 }
 
@@ -147,7 +149,11 @@ fn reconcile(
     steering: Option<&dyn Steering>,
     stop: &Stop,
 ) -> Status {
-    let mut status = Status { classification: shared.classifier.basis(), ..Status::default() };
+    let mut status = Status {
+        classification: shared.classifier.basis(),
+        classification_fallback: shared.classifier.fallback_reason(),
+        ..Status::default()
+    };
     open.retain(|address, _| wanted.contains(address));
     for address in wanted {
         if !open.contains_key(address) {

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use weft_proto::weft::v1 as proto;
 
-use super::{Figures, Sources};
+use super::{Figures, Sources, gateway};
 use crate::ebpf::status::{Counters, Hook, PeerCounters};
 use crate::model::Model;
 use crate::model::key::PublicKey;
@@ -39,7 +39,9 @@ pub fn status(sources: &Sources) -> proto::Status {
         ("dns", &dns.errors),
         ("gateway", &sources.gateway.borrow().errors),
     ]);
-    let fallbacks = fallbacks(&wireguard, &accounting);
+    let gateway = gateway_status(&sources.gateway.borrow());
+    let mut fallbacks = fallbacks(&wireguard, &accounting);
+    fallbacks.extend(gateway.callers_fallback_reason.iter().map(|reason| format!("callers of the gateway: {reason}")));
     let notices = notices(&sources.net.borrow(), &sources.firewall.borrow());
     proto::Status {
         schema: SCHEMA,
@@ -58,6 +60,7 @@ pub fn status(sources: &Sources) -> proto::Status {
         firewall: Some(firewall),
         accounting: Some(accounting),
         dns: Some(dns),
+        gateway: Some(gateway),
     }
 }
 
@@ -120,6 +123,16 @@ fn network_status(status: &net::status::Status) -> proto::NetworkStatus {
 
 fn firewall_status(status: &net::status::FirewallStatus) -> proto::FirewallStatus {
     proto::FirewallStatus { table: status.table.clone(), errors: status.errors.clone() }
+}
+
+fn gateway_status(status: &gateway::Status) -> proto::GatewayStatus {
+    let text = |addresses: &[std::net::SocketAddr]| addresses.iter().map(ToString::to_string).collect();
+    proto::GatewayStatus {
+        listening: text(&status.listening),
+        steered: text(&status.steered),
+        callers: Some(status.classification.clone()).filter(|text| !text.is_empty()),
+        callers_fallback_reason: status.classification_fallback.clone(),
+    }
 }
 
 fn accounting_status(status: &ebpf::status::Status) -> proto::AccountingStatus {

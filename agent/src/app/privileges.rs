@@ -13,6 +13,8 @@ use caps::{CapSet, Capability};
 pub struct Roles {
     /// BPF programs are loaded.
     pub accounting: bool,
+    /// Callers of the gateway are recorded by BPF programs, and their programs are looked up.
+    pub callers: bool,
     /// A port below 1024 is bound.
     pub low_port: bool,
     /// The control socket is handed to a group.
@@ -35,8 +37,12 @@ pub fn needed(roles: Roles) -> (Vec<Capability>, Vec<Capability>) {
     // Links, addresses, routes, TUN, nftables, attaching to tcx, SO_MARK.
     let required = vec![Capability::CAP_NET_ADMIN];
     let mut useful = Vec::new();
-    if roles.accounting {
+    if roles.accounting || roles.callers {
         useful.extend([Capability::CAP_BPF, Capability::CAP_PERFMON]);
+    }
+    if roles.callers {
+        // To see which file a process runs.
+        useful.push(Capability::CAP_SYS_PTRACE);
     }
     if roles.low_port {
         useful.push(Capability::CAP_NET_BIND_SERVICE);
@@ -88,11 +94,16 @@ mod tests {
 
     #[test]
     fn each_role_brings_its_own_and_nothing_else() {
-        let none = Roles { accounting: false, low_port: false, group_socket: false };
+        let none = Roles { accounting: false, callers: false, low_port: false, group_socket: false };
         assert_eq!(needed(none), (vec![Capability::CAP_NET_ADMIN], vec![]));
-        let all = Roles { accounting: true, low_port: true, group_socket: true };
-        let expected =
-            vec![Capability::CAP_BPF, Capability::CAP_PERFMON, Capability::CAP_NET_BIND_SERVICE, Capability::CAP_CHOWN];
+        let all = Roles { accounting: true, callers: true, low_port: true, group_socket: true };
+        let expected = vec![
+            Capability::CAP_BPF,
+            Capability::CAP_PERFMON,
+            Capability::CAP_SYS_PTRACE,
+            Capability::CAP_NET_BIND_SERVICE,
+            Capability::CAP_CHOWN,
+        ];
         assert_eq!(needed(all), (vec![Capability::CAP_NET_ADMIN], expected));
     }
 }

@@ -37,6 +37,7 @@ pub(super) async fn remove_all(settings: &Settings) -> CommandResult {
     };
     note(resolver_hook(settings));
     note(accounting(settings));
+    note(callers(settings));
     note(firewall(settings).await);
     note(network(settings).await);
     note(tunnel(settings).await);
@@ -62,6 +63,12 @@ async fn firewall(settings: &Settings) -> Result<Vec<String>, String> {
 fn accounting(settings: &Settings) -> Result<Vec<String>, String> {
     let removed = ebpf::down(&settings.accounting).map_err(|error| chain(&error))?;
     Ok(counted(&[(removed.hooks, "program(s) on the link"), (removed.maps, "pinned map(s) with their counters")]))
+}
+
+fn callers(settings: &Settings) -> Result<Vec<String>, String> {
+    let (pin_root, instance) = (&settings.callers.pin_root, &settings.callers.instance);
+    let (links, maps) = ebpf::callers::down(pin_root, instance).map_err(|error| chain(&error))?;
+    Ok(counted(&[(links, "program(s) that record callers"), (maps, "pinned map(s) of callers")]))
 }
 
 fn counted(parts: &[(usize, &str)]) -> Vec<String> {

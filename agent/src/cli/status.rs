@@ -122,6 +122,7 @@ fn fields(status: &proto::Status) -> Vec<(&'static str, String)> {
         ("firewall", firewall.table.map(|table| format!("table {table}")).unwrap_or_default()),
         ("accounting", counted(&accounting)),
         ("DNS", dns_line(&dns)),
+        ("pm3 API", gateway_line(&status.gateway.clone().unwrap_or_default())),
     ]
 }
 
@@ -138,6 +139,20 @@ fn counted(accounting: &proto::AccountingStatus) -> String {
     match &accounting.hook {
         None => "nothing is counted".to_owned(),
         Some(hook) => format!("eBPF on {hook}, {} peers, {} prefixes", accounting.peers, accounting.prefixes),
+    }
+}
+
+/// Nothing where the gateway is off.
+fn gateway_line(gateway: &proto::GatewayStatus) -> String {
+    let steered = gateway.steered.iter().map(|address| format!("{address} (steered)"));
+    let addresses: Vec<String> = gateway.listening.iter().cloned().chain(steered).collect();
+    match (addresses.is_empty(), &gateway.callers) {
+        (_, None) => String::new(),
+        (true, Some(_)) => "on no address".to_owned(),
+        (false, Some(callers)) => {
+            let short = callers.split(':').next().unwrap_or_default();
+            format!("{}; callers by {short}", addresses.join(", "))
+        }
     }
 }
 

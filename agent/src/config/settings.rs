@@ -25,6 +25,7 @@ pub struct Settings {
     pub accounting: ebpf::Settings,
     pub dns: dns::Settings,
     pub gateway: gateway::config::Config,
+    pub callers: ebpf::callers::Settings,
     pub web: WebConfig,
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
@@ -128,6 +129,8 @@ fn assemble(
         firewall: Arc::new(firewall),
         accounting: ebpf::Settings::new(config.instance.clone(), config.accounting.clone()),
         dns: dns::Settings::new(config.dns.clone(), config.state_dir.clone()),
+        callers: ebpf::callers::Settings::new(config.instance.clone(), config.gateway.caller.clone())
+            .map_err(gateway::config::ConfigError::from)?,
         gateway: config.gateway.clone(),
         web: config.web.clone(),
         state_dir: config.state_dir.clone(),

@@ -8,6 +8,9 @@ use super::{Finding, Level};
 const TCX_SINCE: (u32, u32) = (6, 6);
 const NO_MEMLOCK_SINCE: (u32, u32) = (5, 11);
 const OLDEST: (u32, u32) = (5, 8);
+/// The network namespace's cookie in sock_ops programs came with 5.15, sk_lookup programs with 5.9.
+const CALLERS_SINCE: (u32, u32) = (5, 15);
+const SK_LOOKUP_SINCE: (u32, u32) = (5, 9);
 /// What the maps for some thousand peers lock on an old kernel.
 const MEMLOCK_NEEDED_BYTES: u64 = 64 * 1024 * 1024;
 
@@ -15,7 +18,16 @@ const MEMLOCK_NEEDED_BYTES: u64 = 64 * 1024 * 1024;
 pub fn assess(probe: &Probe) -> Vec<Finding> {
     let mut findings =
         vec![kernel(probe), privileges(probe), wireguard(probe), tun(probe), bpf(probe), bpffs(probe), tcx(probe)];
-    findings.extend([clsact(probe), btf(probe), cgroup2(probe), nft(probe), ipv6(probe), offload(probe)]);
+    findings.extend([
+        clsact(probe),
+        btf(probe),
+        cgroup2(probe),
+        callers(probe),
+        steering(probe),
+        nft(probe),
+        ipv6(probe),
+        offload(probe),
+    ]);
     findings.extend(memlock(probe));
     findings.extend([forwarding(probe), rp_filter(probe), route_localnet(probe), resolver(probe)]);
     findings
@@ -206,6 +218,47 @@ fn cgroup2(probe: &Probe) -> Finding {
         fix: probe.cgroup2.is_none().then(|| {
             "mount -t cgroup2 none /sys/fs/cgroup/unified, or boot with systemd.unified_cgroup_hierarchy=1".to_owned()
         }),
+    }
+}
+
+/// What the kernel must have to record callers; the running agent has proven it, or says why not.
+fn callers(probe: &Probe) -> Finding {
+    let new_enough = version(&probe.kernel).is_some_and(|version| version >= CALLERS_SINCE);
+    let (level, found, fix) = match (new_enough, &probe.bpf, &probe.cgroup2, probe.bpffs) {
+        (false, ..) => (Level::Fallback, "needs Linux 5.15", Some("boot Linux 5.15 or newer")),
+        (true, Answer::No(_), ..) => (Level::Fallback, "needs bpf(2)", Some("boot a kernel with CONFIG_BPF_SYSCALL")),
+        (true, Answer::Denied, ..) => (Level::Unknown, "this user may not ask; the kernel is new enough", None),
+        (true, Answer::Yes, None, _) => {
+            (Level::Fallback, "needs cgroup2", Some("mount -t cgroup2 none /sys/fs/cgroup/unified"))
+        }
+        (true, Answer::Yes, Some(_), false) => (Level::Fallback, "needs bpffs", Some("mount -t bpf bpf /sys/fs/bpf")),
+        (true, Answer::Yes, Some(_), true) => (Level::Ok, "socket storage, hooks of cgroup2", None),
+    };
+    Finding {
+        facility: "caller records",
+        level,
+        found: found.to_owned(),
+        used_for: "telling who calls the pm3 API: recorded by the kernel inside connect(2)",
+        fallback: (level == Level::Fallback)
+            .then_some("the owner of the caller's socket, asked of sock_diag afterwards"),
+        fix: fix.map(str::to_owned),
+    }
+}
+
+fn steering(probe: &Probe) -> Finding {
+    let new_enough = version(&probe.kernel).is_some_and(|version| version >= SK_LOOKUP_SINCE);
+    let level = match (new_enough, &probe.bpf) {
+        (true, Answer::Yes) => Level::Ok,
+        (true, Answer::Denied) => Level::Unknown,
+        (false, _) | (true, Answer::No(_)) => Level::Note,
+    };
+    Finding {
+        facility: "sk_lookup",
+        level,
+        found: if new_enough { "the kernel is new enough" } else { "needs Linux 5.9" }.to_owned(),
+        used_for: "the pm3 API on port 80 of its addresses while another server holds port 80 of all",
+        fallback: (level == Level::Note).then_some("a plain bind: whoever comes first has the port"),
+        fix: (level == Level::Note).then(|| "boot Linux 5.9 or newer with CONFIG_BPF_SYSCALL".to_owned()),
     }
 }
 

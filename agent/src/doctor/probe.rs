@@ -45,11 +45,12 @@ pub struct Probe {
 }
 
 /// The capabilities of an agent with every role on.
-pub const NEEDED: [(&str, Capability); 4] = [
+pub const NEEDED: [(&str, Capability); 5] = [
     ("CAP_NET_ADMIN", Capability::CAP_NET_ADMIN),
     ("CAP_NET_BIND_SERVICE", Capability::CAP_NET_BIND_SERVICE),
     ("CAP_BPF", Capability::CAP_BPF),
     ("CAP_PERFMON", Capability::CAP_PERFMON),
+    ("CAP_SYS_PTRACE", Capability::CAP_SYS_PTRACE),
 ];
 
 /// What the kernel said to a question.

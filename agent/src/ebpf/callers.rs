@@ -96,17 +96,6 @@ pub struct Record {
     pub connected_at: Option<u64>,
 }
 
-impl Record {
-    /// The file that the process runs, for the audit trail. Some system calls: not for the way of every connection.
-    ///
-    /// `None` if the process is gone, if its id belongs to a younger process by now, or if the agent may not see it.
-    pub fn executable(&self) -> Option<PathBuf> {
-        let (pid, moment) = (self.pid?, self.connected_at?);
-        let executable = origin::executable(pid)?;
-        origin::began_before(pid, moment).then_some(executable)
-    }
-}
-
 /// The classification. Cheap to clone; dropping the last clone leaves programs and pins as they are.
 #[derive(Debug, Clone)]
 pub struct Callers {
@@ -200,11 +189,13 @@ impl Shared {
         let status = Status {
             basis: Basis::Nothing,
             fallback_reason: None,
+            is_chosen: false,
             can_steer: false,
             steering_error: None,
             notes: Vec::new(),
         };
-        let unknown = Verdict { is_internal: false, reason: "the kernel recorded nobody".into(), unit: None };
+        let unknown =
+            Verdict { is_internal: false, reason: "the kernel recorded nobody".into(), unit: None, executable: None };
         Self {
             netns: netns::cookie().ok(),
             kernel: ArcSwapOption::empty(),
@@ -231,7 +222,8 @@ impl Shared {
         };
         let subject =
             Subject { uid: found.uid, cgroup: Some(found.cgroup), pid: Some(found.pid), comm: Some(found.comm) };
-        Identity { basis: Basis::Storage, verdict: self.verdicts.of(&subject), record: Some(Record::from(found)) }
+        let verdict = self.verdicts.of(&subject, Some(found.connected_at));
+        Identity { basis: Basis::Storage, verdict, record: Some(Record::from(found)) }
     }
 
     fn by_owner(&self, peer: SocketAddr, local: SocketAddr) -> Identity {
@@ -247,7 +239,7 @@ impl Shared {
         };
         // Whether a proxy holds the socket is not known without its process, and then it is not trusted.
         let verdict = match subject.pid {
-            Some(_) => self.verdicts.of(&subject),
+            Some(_) => self.verdicts.of(&subject, None),
             None => Arc::new(Verdict {
                 reason: "no process of the caller's socket was found".into(),
                 ..(*self.unknown).clone()
@@ -295,13 +287,13 @@ impl Shared {
             }
             Err(reason) => {
                 self.kernel.store(None);
-                fallen_back(reason)
+                fallen_back(reason, !self.settings.config.enabled)
             }
         };
         if was {
             tracing::warn!(now = status.summary(), "callers were not recorded any more");
         }
-        announce(&status, self.settings.config.enabled);
+        announce(&status);
         self.status.send_replace(status);
     }
 
@@ -367,27 +359,29 @@ fn recorded(kernel: &Kernel) -> Status {
     Status {
         basis: Basis::Storage,
         fallback_reason: None,
+        is_chosen: false,
         can_steer: kernel.no_steering.is_none(),
         steering_error: kernel.no_steering.clone(),
         notes: below.into_iter().collect(),
     }
 }
 
-fn fallen_back(reason: String) -> Status {
+fn fallen_back(reason: String, is_chosen: bool) -> Status {
     let probed = owner::works();
     let basis = if probed.is_ok() { Basis::SockDiag } else { Basis::Nothing };
     let also = probed.err().map(|error| format!("sock_diag: {error}"));
     Status {
         basis,
         fallback_reason: Some([Some(reason.clone()), also].into_iter().flatten().collect::<Vec<_>>().join("; ")),
+        is_chosen,
         can_steer: false,
         steering_error: Some(reason),
         notes: Vec::new(),
     }
 }
 
-fn announce(status: &Status, wanted: bool) {
-    if status.basis == Basis::Storage || !wanted {
+fn announce(status: &Status) {
+    if status.basis == Basis::Storage || status.is_chosen {
         tracing::info!(basis = status.summary(), can_steer = status.can_steer, "callers of the gateway are classified");
     } else {
         tracing::warn!(basis = status.summary(), "callers of the gateway are classified by a lesser way");

@@ -2,13 +2,9 @@
 //!
 //! Invariant: what nobody vouches for is [`Standing::External`]; a classifier that fails says so by that, never by a guess.
 
-mod local_users;
-
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-
-pub use local_users::LocalUsers;
 
 /// Whether a caller may reach the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,12 +53,24 @@ pub struct Caller {
     pub pid: Option<u32>,
     /// The systemd unit or supervised process, from its cgroup.
     pub unit: Option<Arc<str>>,
+    /// The file of its program.
+    pub executable: Option<Arc<str>>,
+    /// Which rule decided about its standing.
+    pub reason: Option<Arc<str>>,
 }
 
 impl Caller {
     /// Nobody vouches for this one.
     pub fn unknown() -> Self {
-        Self { standing: Standing::External, basis: Basis::Nothing, uid: None, pid: None, unit: None }
+        Self {
+            standing: Standing::External,
+            basis: Basis::Nothing,
+            uid: None,
+            pid: None,
+            unit: None,
+            executable: None,
+            reason: None,
+        }
     }
 
     /// Whether the API is open to it.
@@ -79,4 +87,8 @@ pub trait Classifier: Send + Sync + 'static {
     fn watch(&self, address: SocketAddr) -> Box<dyn Send + Sync>;
     /// What the classification rests on, a sentence for status and doctor.
     fn basis(&self) -> String;
+    /// Why that is not the best there is.
+    fn fallback_reason(&self) -> Option<String> {
+        None
+    }
 }

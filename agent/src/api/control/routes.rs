@@ -73,7 +73,7 @@ fn vouched_for(caller: &Caller) -> vouched::Caller {
         basis: vouched::Basis::Socket,
         uid: Some(caller.uid),
         pid: caller.pid.and_then(|pid| u32::try_from(pid).ok()),
-        unit: None,
+        ..vouched::Caller::unknown()
     }
 }
 

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::ebpf::callers::config as callers;
+
 /// `[gateway]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -21,6 +23,8 @@ pub struct Config {
     pub max_connections: usize,
     /// Calls a second of one client address; absent: no limit.
     pub calls_per_second: Option<u32>,
+    /// Who on this host is internal.
+    pub caller: callers::Config,
     /// A table of address ranges in the iptoasn format, for `/ipinfo`.
     pub ip_table: Option<PathBuf>,
 }
@@ -34,6 +38,7 @@ impl Default for Config {
             trusted_proxies: Vec::new(),
             max_connections: 20_000,
             calls_per_second: None,
+            caller: callers::Config::default(),
             ip_table: None,
         }
     }
@@ -50,6 +55,8 @@ pub enum ConfigError {
     NoCalls,
     #[error("gateway.trusted_proxies {0} trusts every address; name the proxies")]
     EveryProxy(IpNet),
+    #[error(transparent)]
+    Caller(#[from] callers::ConfigError),
 }
 
 impl Config {

@@ -149,10 +149,11 @@ impl Open {
 
     /// The refusal of a local caller, which may be an operator who wonders.
     fn external(&self, is_forwarded: bool) -> Response<Body> {
-        let why = match (self.caller.uid, is_forwarded) {
-            (_, true) => "it came through a proxy".to_owned(),
-            (Some(uid), false) => format!("uid {uid} is not trusted"),
-            (None, false) => "the kernel does not vouch for it".to_owned(),
+        let why = match (&self.caller.reason, self.caller.uid, is_forwarded) {
+            (_, _, true) => "it came through a proxy".to_owned(),
+            (Some(reason), _, false) => reason.to_string(),
+            (None, Some(uid), false) => format!("uid {uid} is not trusted"),
+            (None, None, false) => "the kernel does not vouch for it".to_owned(),
         };
         let text =
             format!("this caller is external: {why}; the pm3 API is for internal callers (`weft doctor` tells who is)");

@@ -1,4 +1,4 @@
-//! One listening socket: bound plainly, or steered to where another program holds the address.
+//! One listening socket: steered to where the kernel can, so that another program may hold the address, else bound plainly.
 
 use std::io;
 use std::net::SocketAddr;
@@ -56,7 +56,7 @@ impl Listener {
     }
 }
 
-/// Listens on `address`, or has its connections steered to a socket beside it.
+/// Has connections to `address` steered to a socket beside it, or listens on it where that is not to be had.
 ///
 /// # Errors
 /// One sentence for the status.
@@ -66,26 +66,29 @@ pub(super) fn open(
     steering: Option<&dyn Steering>,
 ) -> Result<Bound, String> {
     let watched = classifier.watch(address);
+    // Steering first: an address that we hold ourselves would keep another server from every address of its port.
+    let unsteered = match steering.filter(|_| address.port() != 0).map(|steering| steer(address, steering)) {
+        Some(Ok((listener, guard))) => return Ok(Bound { listener, steered: Some(guard), watched }),
+        Some(Err(reason)) => format!("; it is not steered: {reason}"),
+        None => String::new(),
+    };
     match bind(address) {
         Ok(listener) => Ok(Bound { listener, steered: None, watched }),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => match steering {
-            Some(steering) => steer(address, watched, steering),
-            None => Err(format!(
-                "gateway.listen {address} is in use by another program; stop that one or choose another address (`ss -ltnp` \
-                 shows who has it)"
-            )),
-        },
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(format!(
+            "gateway.listen {address} is in use by another program; stop that one or choose another address (`ss -ltnp` \
+             shows who has it){unsteered}"
+        )),
         Err(error) => Err(format!("failed to listen on {address}: {error}")),
     }
 }
 
-fn steer(address: SocketAddr, watched: Box<dyn Send + Sync>, steering: &dyn Steering) -> Result<Bound, String> {
+type Steered = (TcpListener, Box<dyn Send + Sync>);
+
+fn steer(address: SocketAddr, steering: &dyn Steering) -> Result<Steered, String> {
     let beside = SocketAddr::new(address.ip(), 0);
-    let listener = bind(beside).map_err(|error| format!("failed to listen beside {address}: {error}"))?;
-    let guard = steering
-        .steer(address, listener.as_fd())
-        .map_err(|error| format!("{address} is in use by another program and cannot be steered: {error}"))?;
-    Ok(Bound { listener, steered: Some(guard), watched })
+    let listener = bind(beside).map_err(|error| format!("failed to listen beside it: {error}"))?;
+    let guard = steering.steer(address, listener.as_fd())?;
+    Ok((listener, guard))
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {

@@ -18,7 +18,7 @@ struct Everybody(Standing);
 
 impl Classifier for Everybody {
     fn classify(&self, _socket: BorrowedFd<'_>, _peer: SocketAddr, _local: SocketAddr) -> Caller {
-        Caller { standing: self.0, basis: Basis::SockDiag, uid: Some(7), pid: None, unit: None }
+        Caller { standing: self.0, basis: Basis::SockDiag, uid: Some(7), ..Caller::unknown() }
     }
 
     fn watch(&self, _address: SocketAddr) -> Box<dyn Send + Sync> {

@@ -119,3 +119,14 @@ fn releases_of_every_distribution_have_two_numbers() {
     assert_eq!(version("7.0-rc3"), Some((7, 0)));
     assert_eq!(version("weird"), None);
 }
+
+#[test]
+fn what_callers_are_told_by_is_named_with_what_is_missing() {
+    assert_eq!(level(&good(), "caller records"), Level::Ok);
+    let without = Probe { cgroup2: None, ..good() };
+    assert_eq!(level(&without, "caller records"), Level::Fallback);
+    assert!(find(&without, "caller records").fix.is_some_and(|fix| fix.contains("mount -t cgroup2")));
+    let old = Probe { kernel: "5.10.0".to_owned(), ..good() };
+    assert_eq!(level(&old, "caller records"), Level::Fallback);
+    assert_eq!((level(&old, "sk_lookup"), level(&good(), "sk_lookup")), (Level::Ok, Level::Ok));
+}

@@ -76,6 +76,8 @@ pub struct Verdict {
     pub reason: Arc<str>,
     /// The systemd unit or supervised process.
     pub unit: Option<Arc<str>>,
+    /// The file of the program, for the audit trail; filled in by whoever looked.
+    pub executable: Option<Arc<str>>,
 }
 
 impl Policy {
@@ -84,7 +86,7 @@ impl Policy {
         let unit = facts.cgroup.and_then(unit);
         let (is_internal, reason) = self.decide(facts, unit);
         let name = facts.cgroup.and_then(|path| self.process(path)).or(unit);
-        Verdict { is_internal, reason: reason.into(), unit: name.map(Arc::from) }
+        Verdict { is_internal, reason: reason.into(), unit: name.map(Arc::from), executable: None }
     }
 
     fn decide(&self, facts: &Facts<'_>, unit: Option<&str>) -> (bool, String) {

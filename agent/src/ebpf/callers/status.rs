@@ -31,6 +31,8 @@ pub struct Status {
     pub basis: Basis,
     /// Why `basis` is not the best there is.
     pub fallback_reason: Option<String>,
+    /// It is not the best because the configuration says so.
+    pub is_chosen: bool,
     /// Whether addresses that somebody else holds can be served.
     pub can_steer: bool,
     /// Why not.

@@ -41,14 +41,15 @@ impl Verdicts {
         &self.cgroups
     }
 
-    pub(super) fn of(&self, subject: &Subject) -> Arc<Verdict> {
+    /// The verdict about who connected at that moment, in nanoseconds since boot, if it is known.
+    pub(super) fn of(&self, subject: &Subject, connected_at: Option<u64>) -> Arc<Verdict> {
         let now = Instant::now();
         if let Some((since, verdict)) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(subject)
             && now.duration_since(*since) < LIFETIME
         {
             return Arc::clone(verdict);
         }
-        let verdict = Arc::new(self.judge(subject));
+        let verdict = Arc::new(self.judge(subject, connected_at));
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= REMEMBERED {
             known.clear();
@@ -57,7 +58,7 @@ impl Verdicts {
         verdict
     }
 
-    fn judge(&self, subject: &Subject) -> Verdict {
+    fn judge(&self, subject: &Subject, connected_at: Option<u64>) -> Verdict {
         let cgroup = subject.cgroup.and_then(|id| self.cgroups.path(id, subject.pid));
         let executable = subject.pid.and_then(origin::executable);
         let process = subject.pid.and_then(origin::process_name);
@@ -66,7 +67,11 @@ impl Verdicts {
         // A file that was replaced while it runs.
         let file = file.map(|file| file.strip_suffix(" (deleted)").unwrap_or(file));
         let programs: Vec<&str> = [thread, process.as_deref(), file].into_iter().flatten().collect();
-        self.policy.judge(&Facts { uid: subject.uid, cgroup: cgroup.as_deref(), programs: &programs })
+        let verdict = self.policy.judge(&Facts { uid: subject.uid, cgroup: cgroup.as_deref(), programs: &programs });
+        // A younger process may have the id by now; without a moment to compare with it was looked up just now.
+        let is_the_one = subject.pid.zip(connected_at).is_none_or(|(pid, moment)| origin::began_before(pid, moment));
+        let executable = executable.filter(|_| is_the_one).map(|path| path.to_string_lossy().into());
+        Verdict { executable, ..verdict }
     }
 }
 
