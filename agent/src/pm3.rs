@@ -182,9 +182,9 @@ fn audit(method: &Method, call: &Call) {
     let (pid, uid, basis) = (caller.pid, caller.uid, caller.basis.as_str());
     let (unit, exe) = (caller.unit.as_deref(), caller.executable.as_deref());
     if method.changes {
-        tracing::info!(method = method.path, ?pid, ?uid, unit, exe, basis, "called");
+        tracing::info!(method = method.path, pid, uid, unit, exe, basis, "called");
     } else {
-        tracing::debug!(method = method.path, ?pid, ?uid, unit, exe, basis, "called");
+        tracing::debug!(method = method.path, pid, uid, unit, exe, basis, "called");
     }
 }
 

@@ -3,6 +3,7 @@
 use integration_tests::agent::{Settings, TestAgent};
 use integration_tests::gate;
 use integration_tests::netns::NetNs;
+use integration_tests::process::Process;
 use integration_tests::wait::eventually;
 use std::time::Duration;
 
@@ -82,7 +83,7 @@ fn a_user_that_is_not_trusted_and_another_namespace_are_external() {
         "http://pm3/ping",
     ];
     let answer = host.run(&nobody).expect("refused with an answer");
-    assert!(answer.contains("uid 65534 is not trusted"), "{answer}");
+    assert!(answer.contains("uid 65534 is not in gateway.caller.users"), "{answer}");
     let other = NetNs::new().expect("a namespace");
     integration_tests::netns::veth((&host, "eth0", &["192.0.2.1/24"]), (&other, "eth0", &["192.0.2.2/24"]))
         .expect("joined");
@@ -93,4 +94,61 @@ fn a_user_that_is_not_trusted_and_another_namespace_are_external() {
         reached().contains("Empty reply from server")
     })
     .expect("closed");
+}
+
+/// A real nginx on every address of port 80 in `host`, proxying to pm3; it keeps its files in `directory`.
+fn nginx(host: &NetNs, directory: &std::path::Path) -> Process {
+    let at = directory.display();
+    let text = format!(
+        "daemon off; master_process off; pid {at}/pid; error_log {at}/error.log; events {{}}\n\
+         http {{ access_log off; client_body_temp_path {at}/body; proxy_temp_path {at}/proxy;\n\
+         fastcgi_temp_path {at}/fastcgi; uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;\n\
+         server {{ listen 0.0.0.0:80; location / {{ return 200 nginx; }}\n\
+         location /api/ {{ proxy_pass http://127.0.3.3/; proxy_set_header Host pm3; }} }} }}\n"
+    );
+    std::fs::write(directory.join("nginx.conf"), text).expect("a file of our own");
+    let mut command = host.command("nginx");
+    command.arg("-c").arg(directory.join("nginx.conf")).arg("-e").arg(directory.join("start.log"));
+    let mut nginx = Process::spawn("nginx", command).expect("installed");
+    let answers =
+        || host.run(&["curl", "-sS", "--max-time", "10", "http://127.0.0.1/"]).is_ok_and(|text| text == "nginx");
+    nginx.wait_for("it answers", Duration::from_secs(20), answers).expect("it starts");
+    nginx
+}
+
+#[test]
+fn nginx_on_every_address_and_pm3_work_on_one_host_in_either_order_of_starting() {
+    if !gate::root_and(&[&TOOLS[..], &["nginx"]].concat()) {
+        return;
+    }
+    let host = NetNs::new().expect("a namespace");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let first = nginx(&host, directory.path());
+    let agent = start(&host);
+    assert_eq!(curl(&host, "/ping", &[]), "\"alpha\"\n");
+    drop(first);
+    // The agent holds no address that keeps it from starting again.
+    let _second = nginx(&host, directory.path());
+    assert_eq!(curl(&host, "/ping", &[]), "\"alpha\"\n");
+    let through = host.run(&["curl", "-sS", "--max-time", "10", "http://127.0.0.1/api/ping"]).expect("answered");
+    assert!(through.contains("nginx is denied by gateway.caller.deny_programs"), "{through}");
+    let status = agent.cli_text(&["status"]).expect("a status");
+    assert!(status.contains("127.0.3.3:80 (steered)") && status.contains("callers by socket storage"), "{status}");
+}
+
+#[test]
+fn a_call_that_changes_something_leaves_who_called_in_the_log() {
+    if !gate::root_and(&TOOLS) {
+        return;
+    }
+    let host = NetNs::new().expect("a namespace");
+    let agent = start(&host);
+    curl(&host, "/reload", &["-X", "POST"]);
+    let log = agent.cli_text(&["tail", "--no-follow"]).expect("the log");
+    let line = log.lines().find(|line| line.contains("called") && line.contains("method=/reload"));
+    let line = line.unwrap_or_else(|| panic!("no such line: {log}"));
+    let curl = gate::find_tool("curl").expect("it was just run");
+    for part in [format!("exe={}", curl.display()), "basis=storage".to_owned(), "uid=0".to_owned(), "pid=".to_owned()] {
+        assert!(line.contains(&part), "{part} in {line}");
+    }
 }
