@@ -17,7 +17,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 
 use report::{Exit, Report, Tally};
-use scenario::Scenario;
+use scenario::{Machine, Scenario};
 
 /// What process 1 does; never returns.
 pub(crate) fn init() -> ! {
@@ -25,15 +25,28 @@ pub(crate) fn init() -> ! {
     machine::halt(exit)
 }
 
+/// What the service of a machine booted by systemd does; never returns.
+pub(crate) fn booted() -> ! {
+    let exit = run_booted().map_err(|error| machine::complain(&error)).ok();
+    machine::halt(exit)
+}
+
 /// Runs the scenarios on the machine as it is.
 pub(crate) fn here(scenarios: &[&Scenario]) -> Result<Tally> {
     ensure!(nix::unistd::geteuid().is_root(), "--here needs root: it makes links and network namespaces");
     let mut report = Report::new(std::io::stdout());
-    Ok(run(scenarios, &mut report))
+    // The scenarios of a booted system reach into its units and its resolver: they need the machine the host side makes.
+    let bare: Vec<_> = scenarios.iter().copied().filter(|scenario| scenario.machine == Machine::Bare).collect();
+    ensure!(!bare.is_empty(), "these scenarios run in a guest only, without --here");
+    Ok(run(&bare, &mut report))
 }
 
 fn run_as_init() -> Result<Exit> {
     machine::prepare()?;
+    run_booted()
+}
+
+fn run_booted() -> Result<Exit> {
     let mut report = machine::report()?;
     let scenarios = scenario::select(&machine::arguments()?)?;
     let tally = run(&scenarios, &mut report);

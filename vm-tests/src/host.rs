@@ -7,6 +7,7 @@ mod cpio;
 mod image;
 mod kernel;
 mod qemu;
+mod system;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::guest::report::{Exit, Tally, Verdict};
-use crate::guest::scenario::Scenario;
+use crate::guest::scenario::{Machine, Scenario};
 use crate::tool;
 
 /// How much of the kernel's console is shown when a guest dies.
@@ -50,9 +51,19 @@ pub(crate) fn run(choice: Choice, timeout: Duration, scenarios: &[&Scenario]) ->
         kernels.push(kernel::obtain(series, &cache)?);
     }
     let programs = image::Programs { init: directory.join("vm-tests"), agent: build_agent(&directory)? };
+    let of = |machine: Machine| scenarios.iter().copied().filter(|s| s.machine == machine).collect::<Vec<_>>();
     let mut tally = Tally::default();
-    for kernel in &kernels {
-        tally += boot(kernel, &programs, &cache, timeout, scenarios)?;
+    let bare = of(Machine::Bare);
+    for kernel in kernels.iter().filter(|_| !bare.is_empty()) {
+        let boot = Boot { kernel, programs: &programs, cache: &cache, timeout, system: None };
+        tally += boot.run(&bare)?;
+    }
+    let system = of(Machine::System);
+    // systemd is the same on every kernel: the newest is enough.
+    if let Some(kernel) = kernels.last().filter(|_| !system.is_empty()) {
+        let root = system::obtain(&cache)?;
+        let boot = Boot { kernel, programs: &programs, cache: &cache, timeout, system: Some(&root) };
+        tally += boot.run(&system)?;
     }
     Ok(tally)
 }
@@ -76,39 +87,49 @@ fn build_agent(directory: &Path) -> Result<PathBuf> {
     Ok(directory.join("weft"))
 }
 
-fn boot(
-    kernel: &kernel::Kernel,
-    programs: &image::Programs,
-    cache: &Path,
+/// One guest.
+struct Boot<'a> {
+    kernel: &'a kernel::Kernel,
+    programs: &'a image::Programs,
+    cache: &'a Path,
     timeout: Duration,
-    scenarios: &[&Scenario],
-) -> Result<Tally> {
-    // Two runs may overlap; each has its own files, gone with the run.
-    let work = tempfile::Builder::new().prefix("run-").tempdir_in(cache)?;
-    let initramfs = work.path().join("initramfs.cpio");
-    image::write(kernel, programs, &initramfs)?;
-    let names: Vec<_> = scenarios.iter().map(|scenario| scenario.name).collect();
-    let guest = qemu::Guest {
-        kernel,
-        initramfs: &initramfs,
-        console: work.path().join("console.log"),
-        arguments: format!("weft.scenarios={}", names.join(",")),
-        timeout,
-    };
-    println!("kernel {}", kernel.release);
-    let started = Instant::now();
-    let mut verdicts = Vec::new();
-    let end = guest.run(|line| {
-        println!("  {line}");
-        verdicts.extend(Verdict::parse(line));
-    })?;
-    println!("  {} s from power-on to the end", started.elapsed().as_secs());
-    let tally = count(&names, &verdicts, end);
-    if end != qemu::End::Said(Exit::AllPassed) {
-        println!("  the guest ended: {end:?}; last lines of its console:");
-        show_console(&guest.console);
+    /// The root of a distribution for systemd to boot; `None`: a bare machine.
+    system: Option<&'a system::Root>,
+}
+
+impl Boot<'_> {
+    fn run(&self, scenarios: &[&Scenario]) -> Result<Tally> {
+        // Two runs may overlap; each has its own files, gone with the run.
+        let work = tempfile::Builder::new().prefix("run-").tempdir_in(self.cache)?;
+        let initramfs = work.path().join("initramfs.cpio");
+        match self.system {
+            None => image::write(self.kernel, self.programs, &initramfs)?,
+            Some(root) => image::write_system(self.kernel, self.programs, root, &initramfs)?,
+        }
+        let names: Vec<_> = scenarios.iter().map(|scenario| scenario.name).collect();
+        let guest = qemu::Guest {
+            kernel: self.kernel,
+            initramfs: &initramfs,
+            console: work.path().join("console.log"),
+            arguments: format!("weft.scenarios={}", names.join(",")),
+            timeout: self.timeout,
+            memory_mib: if self.system.is_some() { 2048 } else { 1024 },
+        };
+        println!("kernel {}{}", self.kernel.release, if self.system.is_some() { ", booted by systemd" } else { "" });
+        let started = Instant::now();
+        let mut verdicts = Vec::new();
+        let end = guest.run(|line| {
+            println!("  {line}");
+            verdicts.extend(Verdict::parse(line));
+        })?;
+        println!("  {} s from power-on to the end", started.elapsed().as_secs());
+        let tally = count(&names, &verdicts, end);
+        if end != qemu::End::Said(Exit::AllPassed) {
+            println!("  the guest ended: {end:?}; last lines of its console:");
+            show_console(&guest.console);
+        }
+        Ok(tally)
     }
-    Ok(tally)
 }
 
 /// A scenario passed if its verdict says so; one without a verdict failed, and so did a guest that did not end well.

@@ -33,6 +33,9 @@ struct Args {
     /// Run the scenarios on this very machine, as root: for a machine made for it (see Vagrantfile), never for a host in use.
     #[arg(long, conflicts_with_all = ["kernel", "timeout"])]
     here: bool,
+    /// What the service of a guest booted by systemd runs.
+    #[arg(long, hide = true, conflicts_with = "here")]
+    booted: bool,
     /// Only these scenarios; default: all.
     scenario: Vec<String>,
 }
@@ -61,6 +64,9 @@ fn run(args: &Args) -> anyhow::Result<guest::report::Tally> {
             println!("{:<20} {}", scenario.name, scenario.about);
         }
         return Ok(guest::report::Tally::default());
+    }
+    if args.booted {
+        guest::booted();
     }
     if args.here {
         return guest::here(&scenarios);

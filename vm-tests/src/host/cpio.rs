@@ -16,6 +16,7 @@ const CHARACTER_DEVICE: u32 = 0o020_600;
 pub(crate) struct Archive {
     bytes: Vec<u8>,
     written: BTreeSet<String>,
+    links: BTreeSet<String>,
 }
 
 impl Archive {
@@ -33,6 +34,7 @@ impl Archive {
 
     /// A symbolic link.
     pub(crate) fn symlink(&mut self, path: &str, target: &str) {
+        self.links.insert(path.to_owned());
         self.entry(path, SYMLINK, (0, 0), target.as_bytes());
     }
 
@@ -44,6 +46,11 @@ impl Archive {
     /// Whether the path is in the archive.
     pub(crate) fn contains(&self, path: &str) -> bool {
         self.written.contains(path)
+    }
+
+    /// Whether the path was written as a symbolic link.
+    pub(crate) fn contains_link(&self, path: &str) -> bool {
+        self.links.contains(path)
     }
 
     /// The finished archive.

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::cpio::Archive;
 use super::kernel::Kernel;
+use super::system::{self, Root};
 use crate::tool;
 
 /// What the scenarios and the agent run.
@@ -45,6 +46,25 @@ pub(crate) fn write(kernel: &Kernel, programs: &Programs, target: &Path) -> Resu
     let mut bytes = distribution(kernel)?.finish();
     bytes.extend(built_here(programs)?.finish());
     fs::write(target, bytes).with_context(|| format!("failed to write {}", target.display()))
+}
+
+/// Writes the initramfs of a machine that systemd boots: `root`, the modules, and what `cargo xtask dist` would install.
+pub(crate) fn write_system(kernel: &Kernel, programs: &Programs, root: &Root, target: &Path) -> Result<()> {
+    let mut archive = Archive::default();
+    for (name, points_to) in system::MERGED {
+        archive.symlink(name, points_to);
+    }
+    for directory in MOUNT_POINTS {
+        archive.directory(directory);
+    }
+    archive.device("dev/console", 5, 1);
+    archive.symlink("init", "/usr/lib/systemd/systemd");
+    system::configure(&mut archive);
+    add_stripped(&mut archive, &programs.init, "opt/vm-tests")?;
+    add_stripped(&mut archive, &programs.agent, "usr/bin/weft")?;
+    add_tree(&mut archive, &kernel.modules.join("lib/modules"), "usr/lib/modules/")?;
+    add_tree(&mut archive, &root.path, "")?;
+    fs::write(target, archive.finish()).with_context(|| format!("failed to write {}", target.display()))
 }
 
 fn distribution(kernel: &Kernel) -> Result<Archive> {
@@ -94,8 +114,10 @@ fn add_libraries(archive: &mut Archive, program: &Path) -> Result<()> {
     let listing = tool::output(Command::new("ldd").arg(program))?;
     for library in libraries(&listing)? {
         let path = library.trim_start_matches('/');
-        if !archive.contains(path) {
-            archive.file(path, 0o755, &fs::read(library).with_context(|| format!("failed to read {library}"))?);
+        // Where /lib is a link to /usr/lib, the root has the library under that name and in its own version.
+        let path = if archive.contains_link("lib") { format!("usr/{path}") } else { path.to_owned() };
+        if !archive.contains(&path) {
+            archive.file(&path, 0o755, &fs::read(library).with_context(|| format!("failed to read {library}"))?);
         }
     }
     Ok(())
@@ -120,8 +142,13 @@ fn add_tree(archive: &mut Archive, from: &Path, to: &str) -> Result<()> {
     for entry in fs::read_dir(from).with_context(|| format!("failed to read {}", from.display()))? {
         let entry = entry?;
         let path = format!("{to}{}", entry.file_name().to_string_lossy());
-        if entry.file_type()?.is_dir() {
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            archive.directory(&path);
             add_tree(archive, &entry.path(), &format!("{path}/"))?;
+        } else if kind.is_symlink() {
+            let points_to = fs::read_link(entry.path())?;
+            archive.symlink(&path, &points_to.to_string_lossy());
         } else {
             let permissions = entry.metadata()?.permissions().mode() & 0o777;
             archive.file(&path, permissions, &fs::read(entry.path())?);

@@ -32,6 +32,8 @@ pub(crate) struct Guest<'a> {
     /// Added to the kernel's command line, for `/init`.
     pub(crate) arguments: String,
     pub(crate) timeout: Duration,
+    /// The whole root lives in it.
+    pub(crate) memory_mib: u32,
 }
 
 /// How a guest ended.
@@ -84,8 +86,16 @@ impl Guest<'_> {
         // One thread for both processors: with a thread each, a processor now and then meets the breakpoint of a code patch
         // the other has finished, and the kernel panics ("Oops: int3").
         command.args(["-machine", "pc", "-accel", "tcg,thread=single", "-cpu", "qemu64,+rdrand"]);
-        command.args(["-smp", "2", "-m", "1024", "-nodefaults", "-no-user-config", "-display", "none"]);
-        command.args(["-no-reboot", "-monitor", "none", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+        command.args(["-smp", "2", "-m", &self.memory_mib.to_string(), "-nodefaults", "-no-user-config"]);
+        command.args([
+            "-display",
+            "none",
+            "-no-reboot",
+            "-monitor",
+            "none",
+            "-device",
+            "isa-debug-exit,iobase=0xf4,iosize=4",
+        ]);
         command.arg("-kernel").arg(&self.kernel.vmlinux).arg("-initrd").arg(self.initramfs);
         command.args(["-append", &format!("{KERNEL_ARGUMENTS} {clock} {ENVIRONMENT} {}", self.arguments)]);
         command.args(["-serial", &format!("file:{}", self.console.display()), "-serial", "stdio"]);
