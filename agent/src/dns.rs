@@ -75,6 +75,7 @@ impl Settings {
             resolv_conf: self.root.join("etc/resolv.conf"),
             resolved: self.root.join("run/systemd/resolve/resolv.conf"),
             backup: self.state_dir.join("resolv.conf.before"),
+            told: self.state_dir.join("resolved.link"),
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod resolv_conf;
 pub mod resolved;
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use crate::foundation::error;
 use crate::foundation::lifecycle::Stop;
 use crate::foundation::task::{self, Task};
 use crate::model::{Link, Model};
+use crate::sys::file;
 
 /// How soon it is noticed that another program took the hook away.
 const RESYNC: Duration = Duration::from_secs(10);
@@ -77,6 +79,8 @@ async fn run(mut hook: Hook<impl Resolve>, mut inputs: Inputs, state: watch::Sen
 /// # Errors
 /// The file could not be put back.
 pub fn down(files: HostFiles) -> Result<Restored, ResolvConfError> {
+    // The link goes, and with it what resolved knows of it.
+    std::fs::remove_file(&files.told).ok();
     ResolvConf::new(files.resolv_conf, files.backup).restore()
 }
 
@@ -86,6 +90,8 @@ enum Active {
     None,
     File,
     Resolved(LinkDns),
+    /// A run that did not end well told resolved about this link, and resolved may still know it.
+    Left(u32),
 }
 
 /// The hook and what it did.
@@ -105,7 +111,10 @@ impl<R: Resolve> Hook<R> {
     }
 
     /// What the run before left.
-    fn repair(&self) {
+    fn repair(&mut self) {
+        if let Some(index) = told(&self.files.told) {
+            self.active = Active::Left(index);
+        }
         match self.file.restore() {
             Ok(Restored::NotOurs) => {}
             Ok(Restored::Restored) => tracing::info!("put back the resolv.conf that an unclean stop had left"),
@@ -116,12 +125,20 @@ impl<R: Resolve> Hook<R> {
 
     async fn pass(&mut self, inputs: &mut Inputs) -> State {
         let by_resolved = match self.choice {
-            HookChoice::Off => return State::default(),
+            HookChoice::Off => {
+                self.take_away_left().await;
+                return State::default();
+            }
             HookChoice::Resolved => true,
             HookChoice::ResolvConf => false,
             HookChoice::Auto => self.resolved_owns_lookups(),
         };
-        let result = if by_resolved { self.by_resolved(inputs).await } else { self.by_file(inputs) };
+        let result = if by_resolved {
+            self.by_resolved(inputs).await
+        } else {
+            self.take_away_left().await;
+            self.by_file(inputs)
+        };
         match result {
             Ok(hook) => State { hook, error: None },
             Err(error) => State { hook: None, error: Some(error) },
@@ -163,6 +180,8 @@ impl<R: Resolve> Hook<R> {
         if let Active::Resolved(link_dns) = &wanted
             && self.active != wanted
         {
+            // Before the call: a kill between the two leaves a note too many, never one too few.
+            self.note(link_dns.index)?;
             self.resolved.apply(link_dns).await.map_err(|failure| error::chain(&failure))?;
             self.active = wanted;
         }
@@ -173,12 +192,42 @@ impl<R: Resolve> Hook<R> {
         let result = match std::mem::replace(&mut self.active, Active::None) {
             Active::None => Ok(()),
             Active::File => self.file.restore().map(|_| ()).map_err(|failure| error::chain(&failure)),
-            Active::Resolved(link) => self.resolved.revert(link.index).await.map_err(|failure| error::chain(&failure)),
+            Active::Resolved(LinkDns { index, .. }) | Active::Left(index) => self.revert(index).await,
         };
         if let Err(error) = result {
             tracing::warn!(error, "taking the resolver hook away");
         }
     }
+
+    /// Takes away what an earlier run told resolved, where this run does not use resolved.
+    async fn take_away_left(&mut self) {
+        if matches!(self.active, Active::Left(_)) {
+            self.take_away().await;
+        }
+    }
+
+    async fn revert(&mut self, index: u32) -> Result<(), String> {
+        self.resolved.revert(index).await.map_err(|failure| error::chain(&failure))?;
+        std::fs::remove_file(&self.files.told)
+            .map_err(|failure| format!("failed to remove {}: {failure}", self.files.told.display()))
+    }
+
+    fn note(&self, index: u32) -> Result<(), String> {
+        let text = format!("{index} {}", boot_id());
+        file::write_atomic(&self.files.told, text.as_bytes(), 0o600).map_err(|failure| error::chain(&failure))
+    }
+}
+
+/// The link in a note of this boot; another boot's numbers are those of other links.
+fn told(note: &Path) -> Option<u32> {
+    let text = std::fs::read_to_string(note).ok()?;
+    let (index, boot) = text.trim().split_once(' ')?;
+    index.parse().ok().filter(|_| boot == boot_id())
+}
+
+/// What tells one boot from the next (random(4)).
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 fn answers_on(listening: &[SocketAddr], address: IpAddr) -> bool {

@@ -53,6 +53,7 @@ fn files(root: &tempfile::TempDir) -> HostFiles {
         resolv_conf: root.path().join("resolv.conf"),
         resolved: root.path().join("resolved.conf"),
         backup: root.path().join("resolv.conf.before"),
+        told: root.path().join("resolved.link"),
     }
 }
 
@@ -62,13 +63,16 @@ fn listening(addresses: &[&str]) -> Arc<Status> {
 }
 
 fn start_hook(choice: HookChoice, root: tempfile::TempDir) -> Running {
+    start_hook_beside(choice, root, FakeResolved::default())
+}
+
+fn start_hook_beside(choice: HookChoice, root: tempfile::TempDir, resolved: FakeResolved) -> Running {
     let (model, model_rx) = watch::channel(Arc::new(mesh(1)));
     let (link, link_rx) = watch::channel(None);
     let (server, server_rx) = watch::channel(listening(&["10.80.0.1:53", "127.0.3.3:53"]));
     let (state_tx, state) = watch::channel(State::default());
     let shutdown = Shutdown::default();
     let inputs = Inputs { model: model_rx, link: link_rx, server: server_rx };
-    let resolved = FakeResolved::default();
     let hook = Hook::new(choice, files(&root), resolved.clone());
     let task = start(hook, inputs, state_tx, shutdown.stop());
     Running { resolved, root, state, server, _model: model, link, shutdown, task }
@@ -162,6 +166,49 @@ async fn auto_tells_resolved_about_the_link_and_a_stop_reverts_it() {
     assert_eq!(running.resolved.link(8), None);
     assert_eq!(running.resolved.calls.load(Ordering::SeqCst), 3);
     assert_eq!(fs::read_to_string(files(&running.root).resolv_conf).expect("readable"), stub);
+}
+
+/// A run that told resolved about link 7 and was killed.
+fn killed_while_hooked() -> (tempfile::TempDir, FakeResolved) {
+    let root = host_with("nameserver 127.0.0.53\n");
+    let resolved = FakeResolved::default();
+    let link = LinkDns { index: 7, servers: Vec::new(), domains: Vec::new() };
+    resolved.links.lock().expect("no test panics while holding it").insert(7, link);
+    fs::write(files(&root).told, format!("7 {}", boot_id())).expect("written");
+    (root, resolved)
+}
+
+#[test]
+fn a_note_of_another_boot_names_a_link_that_is_gone() {
+    let (root, resolved) = killed_while_hooked();
+    fs::write(files(&root).told, "7 00000000-0000-0000-0000-000000000000").expect("written");
+    let mut hook = Hook::new(HookChoice::Off, files(&root), resolved);
+    hook.repair();
+    assert_eq!(hook.active, Active::None);
+}
+
+#[tokio::test]
+async fn a_stop_before_the_first_answer_takes_away_what_a_killed_run_told_resolved() {
+    let (root, resolved) = killed_while_hooked();
+    let running = start_hook_beside(HookChoice::Auto, root, resolved);
+    assert!(running.shutdown.drain(Duration::from_secs(5)).await);
+    assert_eq!(running.resolved.link(7), None);
+    assert!(!files(&running.root).told.exists());
+}
+
+#[tokio::test]
+async fn a_hook_that_is_off_now_takes_away_what_a_killed_run_told_resolved() {
+    let (root, resolved) = killed_while_hooked();
+    let running = start_hook_beside(HookChoice::Off, root, resolved);
+    let resolved = running.resolved.clone();
+    let reverted = async {
+        while resolved.link(7).is_some() {
+            tokio::task::yield_now().await
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), reverted).await.expect("reverted");
+    assert!(running.shutdown.drain(Duration::from_secs(5)).await);
+    assert!(!files(&running.root).told.exists());
 }
 
 #[test]

@@ -19,6 +19,8 @@ pub struct HostFiles {
     pub resolved: PathBuf,
     /// What `resolv_conf` was before we pointed it at us.
     pub backup: PathBuf,
+    /// The index of the link that systemd-resolved was told about, while it may still know it.
+    pub told: PathBuf,
 }
 
 /// The nameservers of a resolv.conf(5), in order. Lines that hold no plain address are left out, never guessed at.
@@ -99,6 +101,7 @@ mod tests {
             resolv_conf: path("resolv.conf", resolv_conf),
             resolved: path("resolved.conf", resolved),
             backup: path("backup", backup),
+            told: path("told", ""),
         };
         let own: Vec<SocketAddr> = own.iter().map(|text| text.parse().expect("an address")).collect();
         read(&files, &own).expect("readable").iter().map(ToString::to_string).collect()
@@ -133,7 +136,8 @@ mod tests {
     #[test]
     fn a_host_without_the_files_has_no_upstreams() {
         let nowhere = PathBuf::from("/nonexistent/file");
-        let files = HostFiles { resolv_conf: nowhere.clone(), resolved: nowhere.clone(), backup: nowhere };
+        let [resolv_conf, resolved, backup, told] = [(); 4].map(|()| nowhere.clone());
+        let files = HostFiles { resolv_conf, resolved, backup, told };
         assert!(read(&files, &[]).expect("no error").is_empty());
     }
 }
