@@ -23,7 +23,7 @@ mod steering;
 mod verdicts;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,6 +47,9 @@ use verdicts::{Subject, Verdicts};
 
 /// How often a connection of our own proves that callers are recorded.
 const PROOF_INTERVAL: Duration = Duration::from_secs(60);
+/// Where the own connection goes: an address nobody listens on. Its port stays the same as long as it is free, also for
+/// the next agent, so that proving writes nothing.
+const PROOF_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 3, 254));
 /// How long the own connection may take; on loopback it stands when `connect` returns.
 const PROOF_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -276,6 +279,10 @@ impl Shared {
         if let Some(kernel) = &*self.kernel.load()
             && self.prove(kernel).is_ok()
         {
+            // Whatever listens has said so a proof ago.
+            if let Err(error) = kernel.forget_left() {
+                tracing::warn!(error = chain(&error), "addresses of an earlier agent are still recorded or steered");
+            }
             return;
         }
         let was = self.kernel.load().is_some();
@@ -312,12 +319,26 @@ impl Shared {
     /// Makes a connection to itself and looks whether the kernel says so.
     fn prove(&self, kernel: &Kernel) -> Result<(), KernelError> {
         let netns = self.netns.unwrap_or_default();
-        let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(not_proven("bind to 127.0.0.1"))?;
+        let (listener, address) = self.proof_listener(kernel, netns)?;
+        connect_and_look(kernel, &listener, address, netns)
+    }
+
+    /// Listens where connections are recorded already, if that place is free.
+    fn proof_listener(&self, kernel: &Kernel, netns: u64) -> Result<(TcpListener, SocketAddr), KernelError> {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = wanted.proof.or_else(|| kernel.left_at(netns, PROOF_ADDRESS));
+        let listener = match known.map(TcpListener::bind) {
+            Some(Ok(listener)) => listener,
+            Some(Err(_)) | None => {
+                TcpListener::bind((PROOF_ADDRESS, 0)).map_err(not_proven("bind to a loopback address"))?
+            }
+        };
         let address = listener.local_addr().map_err(not_proven("see where it is bound"))?;
+        if let Some(old) = wanted.proof.replace(address).filter(|old| *old != address && !wanted.is_watched(*old)) {
+            kernel.unwatch(netns, old);
+        }
         kernel.watch(netns, address)?;
-        let proof = connect_and_look(kernel, &listener, address, netns);
-        kernel.unwatch(netns, address);
-        proof
+        Ok((listener, address))
     }
 }
 

@@ -54,6 +54,9 @@ fn sync_directory_of(path: &Path) -> io::Result<()> {
 /// # Errors
 /// Any step that fails.
 pub fn create_directory(path: &Path, mode: u32) -> Result<(), FileError> {
+    if path.is_dir() {
+        return Ok(());
+    }
     fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed("create directory", path))
 }
 

@@ -3,7 +3,8 @@
 //! In: what `strace -f` wrote. Out: the calls that write, by name. Counted: requests over rtnetlink, nftables and
 //! WireGuard's generic netlink that set, make or delete; bpf(2) commands that change a map, attach or pin; files opened
 //! for writing and directories changed below `/proc/sys` and `/sys`. Not counted: what only asks, and BPF objects that
-//! are loaded without being attached or pinned: they end with the process.
+//! are loaded without being attached or pinned: they end with the process. A change of a map is told with the name the
+//! map is pinned by.
 
 use std::collections::BTreeMap;
 
@@ -33,15 +34,48 @@ const WIREGUARD_SET: &str = "\\x01";
 /// Every writing call with how often it was made.
 pub(crate) fn writes(trace: &str) -> BTreeMap<String, usize> {
     let mut writes = BTreeMap::new();
+    let mut maps = Maps::default();
     for line in trace.lines().filter(|line| !line.contains(" = -1 ")) {
-        for write in writes_of(line) {
+        maps.note(line);
+        for write in writes_of(line, &maps) {
             *writes.entry(write).or_default() += 1;
         }
     }
     writes
 }
 
-fn writes_of(line: &str) -> Vec<String> {
+/// The pinned BPF objects that were opened, by their descriptors.
+#[derive(Default)]
+struct Maps {
+    names: BTreeMap<u32, String>,
+    /// Threads whose call had not returned when it was written, with the name they asked for.
+    opening: BTreeMap<String, String>,
+}
+
+impl Maps {
+    fn note(&mut self, line: &str) {
+        let process: String = line.chars().take_while(char::is_ascii_digit).collect();
+        let resumed = line.contains("bpf resumed").then(|| self.opening.remove(&process)).flatten();
+        let Some(name) = resumed.or_else(|| opened(line)) else { return };
+        match line.rsplit_once(" = ").and_then(|(_, descriptor)| descriptor.trim().parse().ok()) {
+            Some(descriptor) => drop(self.names.insert(descriptor, name)),
+            None => drop(self.opening.insert(process, name)),
+        }
+    }
+
+    fn of(&self, arguments: &str) -> Option<&str> {
+        let descriptor = arguments.split_once("map_fd=")?.1.split([',', '}']).next()?.parse().ok()?;
+        self.names.get(&descriptor).map(String::as_str)
+    }
+}
+
+/// The name of the object that a line opens.
+fn opened(line: &str) -> Option<String> {
+    let path = line.split_once("BPF_OBJ_GET, {pathname=\"")?.1.split('"').next()?;
+    path.rsplit('/').next().map(str::to_owned)
+}
+
+fn writes_of(line: &str, maps: &Maps) -> Vec<String> {
     // `-f` puts the process id before the call.
     let call = line.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start();
     let Some((name, arguments)) = call.split_once('(') else { return Vec::new() };
@@ -49,7 +83,8 @@ fn writes_of(line: &str) -> Vec<String> {
         "sendto" | "sendmsg" | "sendmmsg" => netlink_writes(arguments),
         "bpf" => {
             let command = arguments.split([',', ' ', ')']).next().unwrap_or_default();
-            BPF_WRITES.iter().filter(|write| **write == command).map(|write| (*write).to_owned()).collect()
+            let of_map = maps.of(arguments).map(|map| format!(" {map}")).unwrap_or_default();
+            BPF_WRITES.iter().filter(|write| **write == command).map(|write| format!("{write}{of_map}")).collect()
         }
         "openat" => {
             let for_writing = arguments.contains("O_WRONLY") || arguments.contains("O_RDWR");
@@ -125,7 +160,19 @@ mod tests {
                      170 bpf(BPF_LINK_CREATE, {link_create={prog_fd=3}}, 64) = -1 EINVAL (Invalid argument)\n\
                      180 bpf(BPF_MAP_UPDATE_ELEM, {map_fd=3}, 32) = 0\n\
                      181 bpf(BPF_OBJ_PIN, {pathname=\"/sys/fs/bpf/m\"}, 16 <unfinished ...>\n";
-        assert_eq!(names(trace), ["BPF_MAP_UPDATE_ELEM", "BPF_OBJ_PIN"]);
+        assert_eq!(names(trace), ["BPF_MAP_UPDATE_ELEM m", "BPF_OBJ_PIN"]);
+    }
+
+    #[test]
+    fn a_changed_map_is_told_by_its_pin_whichever_thread_opened_it() {
+        let trace = "170 bpf(BPF_OBJ_GET, {pathname=\"/sys/fs/bpf/weft/a/v1/PEERS\", bpf_fd=0}, 144) = 14\n\
+                     171 bpf(BPF_OBJ_GET, {pathname=\"/sys/fs/bpf/weft/a/v1/V4\"}, 144 <unfinished ...>\n\
+                     170 bpf(BPF_MAP_UPDATE_ELEM, {map_fd=14, key=0x7f}, 32) = 0\n\
+                     171 <... bpf resumed>)             = 15\n\
+                     170 bpf(BPF_MAP_DELETE_ELEM, {map_fd=15, key=0x7f}, 32) = 0\n\
+                     170 bpf(BPF_MAP_DELETE_ELEM, {map_fd=16}, 32) = 0\n";
+        let wanted = ["BPF_MAP_DELETE_ELEM", "BPF_MAP_DELETE_ELEM V4", "BPF_MAP_UPDATE_ELEM PEERS"];
+        assert_eq!(names(trace), wanted);
     }
 
     #[test]

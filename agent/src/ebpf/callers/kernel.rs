@@ -1,8 +1,10 @@
 //! The programs and maps in the kernel: loaded once, pinned, adopted by the next agent.
 //!
 //! Invariants: a program that runs where it should and comes from our object is never loaded again; another version
-//! takes its place between two runs of it; the maps are only ever opened in the layout of this version.
+//! takes its place between two runs of it; the maps are only ever opened in the layout of this version. What an earlier
+//! agent wrote and this one wants too is not written again; the rest of it goes with [`Kernel::forget_left`].
 
+use std::collections::{HashMap as Entries, HashSet};
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
@@ -14,7 +16,7 @@ use std::sync::{Mutex, PoisonError};
 
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, SockMap};
 use weft_ebpf_common::callers::{
-    CALLERS, COUNT_KINDS, COUNTS, CallerRecord, DESTINATIONS, Endpoint, LAYOUT, LISTENERS, MAX_LISTENERS, PENDING,
+    CALLERS, COUNT_KINDS, COUNTS, CallerRecord, DESTINATIONS, Endpoint, LAYOUT, LISTENERS, PENDING,
     RECORD_BYTES, STEERED,
 };
 
@@ -73,7 +75,7 @@ pub(super) fn brief(error: &KernelError) -> String {
 /// The maps, and what is attached.
 pub(super) struct Kernel {
     callers: OwnedFd,
-    destinations: Mutex<HashMap<MapData, [u8; 32], u32>>,
+    destinations: Mutex<Destinations>,
     steering: Mutex<Steering>,
     counts: PerCpuArray<MapData, u64>,
     /// Why nothing can be steered, if so.
@@ -84,9 +86,19 @@ pub(super) struct Kernel {
     pub(super) only_below: Option<PathBuf>,
 }
 
+struct Destinations {
+    map: HashMap<MapData, [u8; 32], u32>,
+    /// What this agent wants in the map and knows to be there.
+    held: HashSet<[u8; 32]>,
+    /// What an earlier agent left there.
+    left: HashSet<[u8; 32]>,
+}
+
 struct Steering {
     addresses: HashMap<MapData, [u8; 32], u32>,
     listeners: SockMap<MapData>,
+    /// Addresses of an earlier agent, with places whose listeners ended with it: they go to whoever listens there.
+    left: Entries<[u8; 32], u32>,
 }
 
 impl fmt::Debug for Kernel {
@@ -96,7 +108,7 @@ impl fmt::Debug for Kernel {
 }
 
 impl Kernel {
-    /// Adopts what is pinned and attaches what is missing. What an earlier agent asked to be recorded is forgotten.
+    /// Adopts what is pinned and attaches what is missing.
     ///
     /// # Errors
     /// [`KernelError`]; what was attached before stays.
@@ -111,22 +123,16 @@ impl Kernel {
         }
         let namespace = open_file(Path::new("/proc/thread-self/ns/net"))?;
         let steering = attach::ensure(Hook::Steer, &directory, &namespace, settings.config.max_pending);
-        let kernel = Self {
+        Ok(Self {
             callers: sockets::open_map(&directory.join(CALLERS)).map_err(KernelError::Storage)?,
-            destinations: Mutex::new(hash(&directory, DESTINATIONS)?),
-            steering: Mutex::new(Steering {
-                addresses: hash(&directory, STEERED)?,
-                listeners: SockMap::try_from(Map::SockMap(open(&directory, LISTENERS)?))
-                    .map_err(failed("open", LISTENERS))?,
-            }),
+            destinations: Mutex::new(Destinations::open(&directory)?),
+            steering: Mutex::new(Steering::open(&directory)?),
             counts: PerCpuArray::try_from(Map::PerCpuArray(open(&directory, COUNTS)?))
                 .map_err(failed("open", COUNTS))?,
             adopted: adopted && steering.as_ref().is_ok_and(|adopted| *adopted),
             no_steering: steering.err().map(|error| brief(&error)),
             only_below: outside,
-        };
-        kernel.forget()?;
-        Ok(kernel)
+        })
     }
 
     /// Who connected this accepted socket; `None` if nobody was recorded.
@@ -140,22 +146,52 @@ impl Kernel {
 
     /// Records connections to `address`.
     pub(super) fn watch(&self, netns: u64, address: SocketAddr) -> Result<(), KernelError> {
+        let key = endpoint(netns, address);
         let mut destinations = self.destinations.lock().unwrap_or_else(PoisonError::into_inner);
-        destinations.insert(endpoint(netns, address), 1, 0).map_err(failed("write", DESTINATIONS))
+        let is_there = destinations.left.remove(&key) || destinations.held.contains(&key);
+        if !is_there {
+            destinations.map.insert(key, 1, 0).map_err(failed("write", DESTINATIONS))?;
+        }
+        destinations.held.insert(key);
+        Ok(())
     }
 
     /// Records them no longer.
     pub(super) fn unwatch(&self, netns: u64, address: SocketAddr) {
+        let key = endpoint(netns, address);
         let mut destinations = self.destinations.lock().unwrap_or_else(PoisonError::into_inner);
+        destinations.held.remove(&key);
         // It may be gone with its map; then nothing is recorded either.
-        destinations.remove(&endpoint(netns, address)).ok();
+        destinations.map.remove(&key).ok();
+    }
+
+    /// Where at `ip` an earlier agent had connections recorded.
+    pub(super) fn left_at(&self, netns: u64, ip: IpAddr) -> Option<SocketAddr> {
+        let destinations = self.destinations.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut addresses = destinations.left.iter().filter_map(|key| {
+            let address = SocketAddr::new(ip, u16::from_ne_bytes([key[24], key[25]]));
+            (*key == endpoint(netns, address)).then_some(address)
+        });
+        addresses.next()
+    }
+
+    /// The place an earlier agent had steered `address` to.
+    pub(super) fn left_place(&self, address: SocketAddr) -> Option<u32> {
+        let steering = self.steering.lock().unwrap_or_else(PoisonError::into_inner);
+        steering.left.get(&endpoint(0, address)).copied()
     }
 
     /// Sends connections for `address` to `listener`.
     pub(super) fn steer(&self, index: u32, address: SocketAddr, listener: BorrowedFd<'_>) -> Result<(), KernelError> {
+        let key = endpoint(0, address);
         let mut steering = self.steering.lock().unwrap_or_else(PoisonError::into_inner);
+        // An address of an earlier agent must not reach this listener.
+        steering.forget(|left, place| place == index && *left != key).map_err(failed("write", STEERED))?;
         steering.listeners.set(index, &listener, 0).map_err(failed("write", LISTENERS))?;
-        steering.addresses.insert(endpoint(0, address), index, 0).map_err(failed("write", STEERED))
+        if steering.left.remove(&key) == Some(index) {
+            return Ok(());
+        }
+        steering.addresses.insert(key, index, 0).map_err(failed("write", STEERED))
     }
 
     /// Leaves connections for `address` to whoever listens there.
@@ -175,22 +211,46 @@ impl Kernel {
         Ok(counts)
     }
 
-    fn forget(&self) -> Result<(), KernelError> {
+    /// Takes away what an earlier agent asked for and this one has not asked for by now.
+    pub(super) fn forget_left(&self) -> Result<(), KernelError> {
         let mut destinations = self.destinations.lock().unwrap_or_else(PoisonError::into_inner);
-        clear(&mut destinations).map_err(failed("write", DESTINATIONS))?;
+        let Destinations { map, left, .. } = &mut *destinations;
+        left.drain().try_for_each(|key| gone_is_fine(map.remove(&key))).map_err(failed("write", DESTINATIONS))?;
         let mut steering = self.steering.lock().unwrap_or_else(PoisonError::into_inner);
-        clear(&mut steering.addresses).map_err(failed("write", STEERED))?;
-        for index in 0..MAX_LISTENERS {
-            // Most places are empty.
-            steering.listeners.clear_index(&index).ok();
-        }
-        Ok(())
+        steering.forget(|_, _| true).map_err(failed("write", STEERED))
     }
 }
 
-fn clear(map: &mut HashMap<MapData, [u8; 32], u32>) -> Result<(), MapError> {
-    let keys: Vec<[u8; 32]> = map.keys().collect::<Result<_, _>>()?;
-    keys.iter().try_for_each(|key| map.remove(key))
+impl Destinations {
+    fn open(directory: &Path) -> Result<Self, KernelError> {
+        let map = hash(directory, DESTINATIONS)?;
+        let left = map.keys().collect::<Result<_, _>>().map_err(failed("read", DESTINATIONS))?;
+        Ok(Self { map, left, held: HashSet::new() })
+    }
+}
+
+impl Steering {
+    fn open(directory: &Path) -> Result<Self, KernelError> {
+        let addresses = hash(directory, STEERED)?;
+        let left = addresses.iter().collect::<Result<_, _>>().map_err(failed("read", STEERED))?;
+        let listeners = SockMap::try_from(Map::SockMap(open(directory, LISTENERS)?));
+        Ok(Self { addresses, left, listeners: listeners.map_err(failed("open", LISTENERS))? })
+    }
+
+    /// Steers the addresses of an earlier agent that `is_meant` no longer.
+    fn forget(&mut self, is_meant: impl Fn(&[u8; 32], u32) -> bool) -> Result<(), MapError> {
+        let Self { addresses, left, .. } = self;
+        let meant = left.extract_if(|key, place| is_meant(key, *place));
+        meant.map(|(key, _)| key).try_for_each(|key| gone_is_fine(addresses.remove(&key)))
+    }
+}
+
+fn gone_is_fine(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 /// The directory, and the one map that the loader cannot make.

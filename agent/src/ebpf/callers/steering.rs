@@ -38,6 +38,8 @@ pub(super) struct Wanted {
     /// How many want each address recorded.
     watched: HashMap<SocketAddr, usize>,
     steered: HashMap<SocketAddr, Listener>,
+    /// Where connections of our own prove that callers are recorded; recorded as long as it is here.
+    pub(super) proof: Option<SocketAddr>,
 }
 
 #[derive(Debug)]
@@ -49,6 +51,10 @@ struct Listener {
 impl Wanted {
     pub(super) fn watch(&mut self, address: SocketAddr) {
         *self.watched.entry(address).or_default() += 1;
+    }
+
+    pub(super) fn is_watched(&self, address: SocketAddr) -> bool {
+        self.watched.contains_key(&address)
     }
 
     /// `true`: nobody wants it any more.
@@ -64,7 +70,7 @@ impl Wanted {
 
     /// Gives everything to a kernel that knows nothing of it.
     pub(super) fn apply(&mut self, kernel: &Kernel, netns: u64) -> Result<(), KernelError> {
-        for address in self.watched.keys() {
+        for address in self.watched.keys().chain(&self.proof) {
             kernel.watch(netns, *address)?;
         }
         for (address, listener) in &self.steered {
@@ -73,8 +79,10 @@ impl Wanted {
         Ok(())
     }
 
-    fn free_index(&self) -> Option<u32> {
-        (0..MAX_LISTENERS).find(|index| self.steered.values().all(|listener| listener.index != *index))
+    /// A place for one more listener, `preferred` if it is free.
+    fn free_index(&self, preferred: Option<u32>) -> Option<u32> {
+        let is_free = |index: &u32| self.steered.values().all(|listener| listener.index != *index);
+        preferred.into_iter().chain(0..MAX_LISTENERS).find(is_free)
     }
 }
 
@@ -102,7 +110,7 @@ pub(super) fn steer(
     if wanted.steered.contains_key(&address) {
         return Err(SteerError::Taken(address));
     }
-    let index = wanted.free_index().ok_or(SteerError::Full)?;
+    let index = wanted.free_index(kernel.left_place(address)).ok_or(SteerError::Full)?;
     kernel.steer(index, address, socket.as_fd()).map_err(|source| SteerError::Kernel { address, source })?;
     wanted.steered.insert(address, Listener { index, socket });
     Ok(Steered { shared: Arc::clone(shared), address, _watched: watched })

@@ -90,16 +90,27 @@ struct Attached {
     filters: [Vec<u64>; 2],
     /// Programs of tcx links in the whole machine.
     links: BTreeSet<u64>,
+    /// Programs that record callers and steer, in the whole machine: links to cgroups and network namespaces.
+    callers: BTreeSet<u64>,
 }
 
 impl Attached {
     fn observe(agent: &TestAgent<'_>) -> Result<Self> {
         let side = |side: &str| filters(agent, side);
-        Ok(Self { hook: best_hook()?, filters: [side("ingress")?, side("egress")?], links: links()? })
+        let (callers, links) = links()?.into_iter().partition::<Vec<_>, _>(Linked::is_of_callers);
+        let programs = |links: Vec<Linked>| links.into_iter().map(|link| link.program).collect();
+        Ok(Self {
+            hook: best_hook()?,
+            filters: [side("ingress")?, side("egress")?],
+            links: programs(links),
+            callers: programs(callers),
+        })
     }
 
-    /// Each side has one program on the hook of this kernel, and none on the other hook.
+    /// Each side has one program on the hook of this kernel, and none on the other hook; callers are recorded.
     fn check(&self) -> Result<()> {
+        // connect4, connect6, sock_ops and sk_lookup of each of the two agents.
+        ensure!(self.callers.len() == 8, "wanted 8 links to cgroups and network namespaces: {self:?}");
         let filters = self.filters.each_ref().map(Vec::len);
         match self.hook {
             // Both agents of the lab have two each.
@@ -120,9 +131,26 @@ fn filters(agent: &TestAgent<'_>, side: &str) -> Result<Vec<u64>> {
     Ok(filters.iter().filter_map(|filter| filter.pointer("/options/prog/id")?.as_u64()).collect())
 }
 
-/// The programs of BPF links. `bpftool` may be older than tcx; there are no other links in the guest.
-fn links() -> Result<BTreeSet<u64>> {
+/// A BPF link of the machine.
+struct Linked {
+    program: u64,
+    /// As `bpftool` calls it; a number where `bpftool` is older than the kind, as Debian 12's is older than tcx.
+    kind: String,
+}
+
+impl Linked {
+    fn is_of_callers(&self) -> bool {
+        matches!(self.kind.as_str(), "cgroup" | "netns")
+    }
+}
+
+/// All BPF links.
+fn links() -> Result<Vec<Linked>> {
     let text = tool::output(std::process::Command::new("bpftool").args(["--json", "link", "show"]))?;
     let links: Vec<Value> = serde_json::from_str(&text).with_context(|| format!("bpftool printed {text:?}"))?;
-    Ok(links.iter().filter_map(|link| link.get("prog_id")?.as_u64()).collect())
+    let link = |link: &Value| {
+        let kind = link.get("type").map(|kind| kind.as_str().map_or_else(|| kind.to_string(), str::to_owned));
+        Some(Linked { program: link.get("prog_id")?.as_u64()?, kind: kind.unwrap_or_default() })
+    };
+    Ok(links.iter().filter_map(link).collect())
 }

@@ -54,8 +54,16 @@ pub(super) fn kill(report: &mut Report) -> Result<()> {
     let wanted = [sent * DATAGRAM, returned * DATAGRAM];
     ensure!(counted == wanted, "accounting counted {counted:?} UDP bytes sent and received, the streams {wanted:?}");
     report.note(format_args!("UDP bytes counted without and with the agent: {counted:?}, exactly the streams'"));
+    let steered = steered(agent)?;
+    check_running(report, &std::fs::read_to_string(&trace_file)?, steered)?;
     agent.stop()?;
-    check_trace(report, &std::fs::read_to_string(&trace_file)?)
+    check_stopped(report, &std::fs::read_to_string(&trace_file)?)
+}
+
+/// How many addresses of the gateway are steered.
+fn steered(agent: &TestAgent<'_>) -> Result<usize> {
+    let status = agent.cli_json(&["status"])?;
+    Ok(lab::at(&status, "/gateway/steered")?.as_array().context("/gateway/steered is no list")?.len())
 }
 
 fn iperf3(lab: &Lab) -> Result<(Process, Process)> {
@@ -75,14 +83,27 @@ fn launch_traced(agent: &mut TestAgent<'_>, file: &str) -> Result<()> {
     lab::settle(agent)
 }
 
-fn check_trace(report: &mut Report, trace: &str) -> Result<()> {
+/// Start and reload of the new agent write nothing, but for one thing: the sockets the gateway listens on ended with the
+/// process that had them, so the new ones take their places in the map that steers to them.
+fn check_running(report: &mut Report, trace: &str, steered: usize) -> Result<()> {
     // A tracer that saw nothing would prove nothing.
     ensure!(trace.contains("RTM_GETLINK"), "the trace shows no look at the link: {} bytes", trace.len());
-    let writes = trace::writes(trace);
+    let mut writes = trace::writes(trace);
+    let listeners = writes.remove("BPF_MAP_UPDATE_ELEM LISTENERS").unwrap_or_default();
     ensure!(writes.is_empty(), "the restarted agent wrote to the kernel: {writes:?}");
+    ensure!(listeners == steered, "{steered} addresses are steered, {listeners} listeners were written");
     report.note(format_args!(
-        "start, reload and stop of the new agent: 0 writing calls of {} traced",
+        "start and reload of the new agent: 0 writing calls of {} traced, beside {listeners} new sockets in LISTENERS",
         trace.lines().count()
     ));
+    Ok(())
+}
+
+/// A stop takes away what led to the sockets that end with it.
+fn check_stopped(report: &mut Report, trace: &str) -> Result<()> {
+    let mut writes = trace::writes(trace);
+    writes.retain(|write, _| !["LISTENERS", "STEERED", "DESTINATIONS"].iter().any(|map| write.ends_with(map)));
+    ensure!(writes.is_empty(), "the stopping agent wrote to the kernel: {writes:?}");
+    report.note("its stop: 0 writing calls beside those on maps that lead to its sockets");
     Ok(())
 }

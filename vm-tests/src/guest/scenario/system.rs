@@ -20,8 +20,9 @@ const CONFIG: &str = "/etc/weft/weft.toml";
 const ADDRESS: &str = "10.80.0.1";
 /// Booting under emulation takes half a minute, ten times that on a busy host.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// What the unit gives (linux/capability.h): CHOWN 0, SETPCAP 8, NET_BIND_SERVICE 10, NET_ADMIN 12, PERFMON 38, BPF 39.
-const BOUNDING: u64 = 1 << 0 | 1 << 8 | 1 << 10 | 1 << 12 | 1 << 38 | 1 << 39;
+/// What the unit gives (linux/capability.h): CHOWN 0, SETPCAP 8, NET_BIND_SERVICE 10, NET_ADMIN 12, SYS_PTRACE 19,
+/// PERFMON 38, BPF 39.
+const BOUNDING: u64 = 1 << 0 | 1 << 8 | 1 << 10 | 1 << 12 | 1 << 19 | 1 << 38 | 1 << 39;
 const GAMMA: &str = "\n[[peer]]\nname = \"gamma\"\npublic_key = \"c2NlbmFyaW9zIG9mIGEgYm9vdGVkIHN5c3RlbSwgMDI=\"\nallowed_ips = [\"10.80.0.3/32\"]\n";
 
 pub(super) fn unit(report: &mut Report) -> Result<()> {
