@@ -17,7 +17,7 @@ use crate::process::Process;
 use crate::wait::eventually;
 
 /// How long a start may take on a loaded machine.
-const READY_DEADLINE: Duration = Duration::from_secs(20);
+const READY_DEADLINE: Duration = Duration::from_secs(60);
 const BPFFS: &str = "/sys/fs/bpf";
 
 /// The binary under test: `WEFT_BIN`, else `weft` of the same build as the running program.
