@@ -16,8 +16,8 @@ use std::sync::{Mutex, PoisonError};
 
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, SockMap};
 use weft_ebpf_common::callers::{
-    CALLERS, COUNT_KINDS, COUNTS, CallerRecord, DESTINATIONS, Endpoint, LAYOUT, LISTENERS, PENDING,
-    RECORD_BYTES, STEERED,
+    CALLERS, COUNT_KINDS, COUNTS, CallerRecord, DESTINATIONS, Endpoint, LAYOUT, LISTENERS, PENDING, RECORD_BYTES,
+    STEERED,
 };
 
 use super::attach::{self, Hook};
