@@ -3,8 +3,8 @@
 //! In: [`Sources`], the readers of what the domains publish. Out: [`Command`]s to the composition root, which alone
 //! may change the agent. Handlers parse, authorise, read and answer; they hold no state and change nothing themselves.
 //!
-//! Invariants: nothing but `/metrics` and `/health` is reachable without the kernel vouching for the caller; no answer
-//! carries a secret; every size, time and number a client can choose is bounded (`http`).
+//! Invariants: nothing but `/metrics`, `/health` and the description of the web API is reachable without the kernel vouching
+//! for the caller or a key; no answer carries a secret; every size, time and number a client can choose is bounded (`http`).
 
 mod body;
 mod methods;

@@ -127,7 +127,7 @@ fn roles(config: &Config) -> Roles {
         gateway.enabled && (gateway.listen_on_mesh || gateway.listen.iter().any(|address| low(address.port())));
     Roles {
         accounting: config.accounting.enabled,
-        callers: gateway.enabled && gateway.caller.enabled,
+        callers: (gateway.enabled || config.web.enabled) && gateway.caller.enabled,
         low_port: dns_low || gateway_low || (config.web.enabled && low(config.web.listen.port())),
         group_socket: true,
     }
@@ -150,7 +150,7 @@ async fn serve_until_stopped(
 ) -> Result<(), AppError> {
     let socket = control::bind(&settings.run_dir)?;
     let web = match settings.web.enabled {
-        true => Some(web::bind(settings.web.listen).await?),
+        true => Some(web::bind(settings.web.listen)?),
         false => None,
     };
     let mut signals = loops::Signals::new().map_err(AppError::Signals)?;
@@ -174,11 +174,12 @@ async fn serve_until_stopped(
         history,
         ip_table: settings.gateway.ip_table.clone(),
     })?;
-    let recorded = match settings.gateway.enabled {
+    let recorded = match settings.gateway.enabled || settings.web.enabled {
         true => Some(Arc::new(callers::Recorded(Callers::start(settings.callers.clone(), &metrics).await))),
         false => None,
     };
-    let gateway = recorded.map(|recorded| {
+    let classifier = recorded.clone().map(|recorded| recorded as Arc<dyn pm3::caller::Classifier>);
+    let gateway = recorded.filter(|_| settings.gateway.enabled).map(|recorded| {
         let inputs = gateway::Inputs {
             config: settings.gateway.clone(),
             pm3: Arc::clone(&pm3),
@@ -206,7 +207,8 @@ async fn serve_until_stopped(
         commands: commands_tx,
     });
     let _control = socket.serve(Arc::clone(&sources), listener_shutdown.stop());
-    let _web = web.map(|web| web.serve(sources, listener_shutdown.stop()));
+    let web_inputs = web::Inputs { settings: settings.web.clone(), sources, classifier };
+    let _web = web.map(|web| web.serve(web_inputs, listener_shutdown.stop()));
 
     let ready = loops::announce_ready(readiness);
     let _watchdog = loops::watchdog();

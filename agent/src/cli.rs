@@ -254,6 +254,11 @@ struct AgentArgs {
     /// One value over the file and the environment, like log.level=debug; may be given more than once
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// The key of the web API on port 9615; better: web.api_key_file, or WEFT_API_KEY in the environment
+    ///
+    /// Every user of this host can read the arguments of a process. PMDAEMON_API_KEY is read too.
+    #[arg(long, value_name = "KEY")]
+    api_key: Option<String>,
 }
 
 #[derive(Debug, Args)]

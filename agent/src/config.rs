@@ -8,12 +8,11 @@ mod overrides;
 mod reload;
 mod settings;
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::api::gateway;
+use crate::api::{gateway, web};
 use crate::foundation::id::{InstanceName, NodeId};
 use crate::foundation::telemetry;
 use crate::sys::file::{self, FileError};
@@ -44,7 +43,7 @@ pub struct Config {
     pub accounting: ebpf::config::Config,
     pub dns: dns::config::Config,
     pub gateway: gateway::config::Config,
-    pub web: WebConfig,
+    pub web: web::config::Config,
     pub log: telemetry::Config,
 }
 
@@ -62,7 +61,7 @@ impl Default for Config {
             accounting: ebpf::config::Config::default(),
             dns: dns::config::Config::default(),
             gateway: gateway::config::Config::default(),
-            web: WebConfig::default(),
+            web: web::config::Config::default(),
             log: telemetry::Config::default(),
         }
     }
@@ -74,21 +73,6 @@ impl Default for Config {
 pub struct NodeConfig {
     /// Absent: the host name.
     pub id: Option<NodeId>,
-}
-
-/// `[web]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct WebConfig {
-    /// Serve `/metrics` and `/health` over TCP at all.
-    pub enabled: bool,
-    pub listen: SocketAddr,
-}
-
-impl Default for WebConfig {
-    fn default() -> Self {
-        Self { enabled: true, listen: SocketAddr::from(([127, 0, 0, 1], 9615)) }
-    }
 }
 
 /// Why no configuration could be read.

@@ -165,6 +165,11 @@ impl Pm3 {
         }
     }
 
+    /// The newest figures of this host; none is older than a few seconds.
+    pub fn host_figures(&self) -> Arc<system::HostFigures> {
+        self.system.figures()
+    }
+
     /// The name of this node.
     pub fn node(&self) -> NodeId {
         self.model.borrow().node.id.clone()

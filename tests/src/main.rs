@@ -8,4 +8,5 @@ mod harness;
 mod net;
 mod pm3;
 mod tunnel;
+mod web;
 mod wireguard;

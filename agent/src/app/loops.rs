@@ -102,7 +102,9 @@ impl Reloader<'_> {
     fn reload(&mut self) -> CommandResult {
         let refuse = |error: &(dyn std::error::Error + 'static)| CommandError(chain(error));
         let source = self.launch.file.as_deref().map_or(Source::Default, Source::File);
-        let wanted = config::load(source, &self.launch.overrides).map_err(|error| refuse(&error))?;
+        let mut wanted = config::load(source, &self.launch.overrides).map_err(|error| refuse(&error))?;
+        // It came with the start and cannot change.
+        wanted.web.api_key.clone_from(&self.running.web.api_key);
         let restart = restart_keys(&self.running, &wanted);
         if !restart.is_empty() {
             let keys = restart.join(", ");

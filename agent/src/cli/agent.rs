@@ -8,6 +8,7 @@ use super::{AgentArgs, Daemon, Failure, Target};
 use crate::app::Launch;
 use crate::config::{self, Config, LoadError, Override, Source};
 use crate::foundation::error::chain;
+use crate::foundation::secret::Secret;
 
 pub(super) fn run(target: &Target, args: &AgentArgs, daemon: Daemon) -> Result<ExitCode, Failure> {
     let mut overrides = environment()?;
@@ -18,8 +19,23 @@ pub(super) fn run(target: &Target, args: &AgentArgs, daemon: Daemon) -> Result<E
         let flag = format!("run_dir={}", run_dir.display());
         overrides.push(Override::from_flag(&flag).map_err(LoadError::from)?);
     }
-    let config = config::load(target.source(), &overrides)?;
+    let mut config = config::load(target.source(), &overrides)?;
+    config.web.api_key = api_key(args);
     Ok((daemon.run)(Launch { file: target.config.clone(), overrides, config }))
+}
+
+/// Where the key of the web API may come from beside its file, the stronger one first. The last is PMDaemon's own.
+const KEY_VARIABLES: [&str; 2] = ["WEFT_API_KEY", "PMDAEMON_API_KEY"];
+
+fn api_key(args: &AgentArgs) -> Option<Secret<String>> {
+    if let Some(key) = &args.api_key {
+        output::complain(
+            "weft: warning: every user of this host can read --api-key in the list of processes; use web.api_key_file or \
+             WEFT_API_KEY\n",
+        );
+        return Some(Secret::new(key.clone()));
+    }
+    KEY_VARIABLES.iter().find_map(|name| std::env::var(name).ok()).map(Secret::new)
 }
 
 fn environment() -> Result<Vec<Override>, LoadError> {

@@ -11,7 +11,7 @@ use toml::{Table, Value};
 use super::{Config, diagnose};
 
 /// Variables that begin with `WEFT_` and are not configuration: for the command line and for tests.
-const NOT_CONFIGURATION: [&str; 3] = ["WEFT_CONFIG", "WEFT_BIN", "WEFT_SOCKET"];
+const NOT_CONFIGURATION: [&str; 4] = ["WEFT_CONFIG", "WEFT_BIN", "WEFT_SOCKET", "WEFT_API_KEY"];
 const NOT_CONFIGURATION_PREFIX: &str = "WEFT_TESTS_";
 
 /// One value from outside the file.

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Config, WebConfig};
-use crate::api::gateway;
+use super::Config;
+use crate::api::{gateway, web};
 use crate::dns::wire::{NotAName, WireName};
 use crate::foundation::id::{InvalidName, NodeId};
 use crate::foundation::telemetry::{self, TelemetryError};
@@ -26,7 +26,7 @@ pub struct Settings {
     pub dns: dns::Settings,
     pub gateway: gateway::config::Config,
     pub callers: ebpf::callers::Settings,
-    pub web: WebConfig,
+    pub web: web::config::Settings,
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
 }
@@ -56,6 +56,8 @@ pub enum ResolveError {
     Domain(#[source] NotAName),
     #[error(transparent)]
     Gateway(#[from] gateway::config::ConfigError),
+    #[error(transparent)]
+    Web(#[from] web::config::ConfigError),
     #[error(transparent)]
     Accounting(#[from] ebpf::config::ConfigError),
 }
@@ -132,7 +134,7 @@ fn assemble(
         callers: ebpf::callers::Settings::new(config.instance.clone(), config.gateway.caller.clone())
             .map_err(gateway::config::ConfigError::from)?,
         gateway: config.gateway.clone(),
-        web: config.web.clone(),
+        web: config.web.settings()?,
         state_dir: config.state_dir.clone(),
         run_dir: config.run_dir.clone(),
         wireguard: Arc::new(wireguard),

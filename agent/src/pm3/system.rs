@@ -4,7 +4,7 @@ mod machine;
 mod platform;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -19,10 +19,33 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// The second sample comes early, so that the first rates do.
 const FIRST_INTERVAL: Duration = Duration::from_millis(250);
 
+/// The figures of this host that other interfaces show.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostFigures {
+    /// Of all processors together, a mean since the sample before.
+    pub cpu_percent: f64,
+    pub cores: usize,
+    pub memory_total_bytes: u64,
+    /// What a new program could have without swapping (`MemAvailable`).
+    pub memory_available_bytes: u64,
+    /// Means over one, five and fifteen minutes (proc(5), `loadavg`).
+    pub load: [f64; 3],
+    /// Of the host.
+    pub uptime_seconds: u64,
+    pub sampled_at: SystemTime,
+}
+
+/// One sample, as `/system` shows it and as figures.
+#[derive(Debug)]
+struct Sample {
+    json: Bytes,
+    figures: Arc<HostFigures>,
+}
+
 /// The newest sample, and the task that renews it.
 #[derive(Debug)]
 pub(super) struct Sampler {
-    newest: Arc<ArcSwap<Bytes>>,
+    newest: Arc<ArcSwap<Sample>>,
     _task: Task,
 }
 
@@ -31,7 +54,7 @@ impl Sampler {
     pub(super) fn start(id: MachineId) -> Self {
         let mut last = (Instant::now(), platform::counters());
         let reading = platform::read();
-        let newest = Arc::new(ArcSwap::from_pointee(encode(id, &reading, machine::Rates::default())));
+        let newest = Arc::new(ArcSwap::from_pointee(Sample::new(id, &reading, machine::Rates::default())));
         let shared = Arc::clone(&newest);
         let task = task::spawn("system", async move {
             let mut interval = tokio::time::interval_at(tokio::time::Instant::now() + FIRST_INTERVAL, INTERVAL);
@@ -44,7 +67,7 @@ impl Sampler {
                 let now = Instant::now();
                 let rates = counters.since(&last.1, now.duration_since(last.0));
                 last = (now, counters);
-                shared.store(Arc::new(encode(id, &reading, rates)));
+                shared.store(Arc::new(Sample::new(id, &reading, rates)));
             }
         });
         Self { newest, _task: task }
@@ -52,7 +75,19 @@ impl Sampler {
 
     /// The newest sample as JSON.
     pub(super) fn newest(&self) -> Bytes {
-        Bytes::clone(&self.newest.load())
+        self.newest.load().json.clone()
+    }
+
+    /// The newest sample as figures.
+    pub(super) fn figures(&self) -> Arc<HostFigures> {
+        Arc::clone(&self.newest.load().figures)
+    }
+}
+
+impl Sample {
+    fn new(id: MachineId, reading: &Reading, rates: machine::Rates) -> Self {
+        let figures = machine::figures(reading, rates, SystemTime::now());
+        Self { json: encode(id, reading, rates), figures: Arc::new(figures) }
     }
 }
 

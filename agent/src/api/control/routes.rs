@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Extension, RawQuery, State};
-use axum::http::{Method, Request, Uri, header};
+use axum::http::{HeaderMap, Method, Request, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
@@ -16,7 +16,8 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::caller::Caller;
 use crate::api::error::{ApiError, ErrorCode};
-use crate::api::{Command, CommandResult, Sources, carry_out, grpc, http, methods, view, web};
+use crate::api::web::exposition;
+use crate::api::{Command, CommandResult, Sources, carry_out, grpc, http, methods, view};
 use crate::foundation::lifecycle::Stop;
 use crate::pm3::caller as vouched;
 
@@ -31,7 +32,7 @@ pub(super) fn granted(sources: Arc<Sources>, stop: Stop) -> Router {
     Router::new()
         .route("/status", get(status).post(status))
         .route("/status/peers", get(peers).post(peers))
-        .route("/metrics", get(web::metrics))
+        .route("/metrics", get(metrics))
         .route("/down", post(down))
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn(move |request, next: Next| http::bounded(Arc::clone(&slots), request, next)))
@@ -83,6 +84,15 @@ async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
 
 async fn status(State(sources): State<Arc<Sources>>, RawQuery(query): RawQuery) -> Response {
     http::json(query.as_deref(), &view::status(&sources))
+}
+
+async fn metrics(State(sources): State<Arc<Sources>>, headers: HeaderMap) -> Result<Response, ApiError> {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let (content_type, text) = exposition::scrape(&sources.metrics, accept).await.map_err(|error| {
+        tracing::error!(%error, "a collector failed to write its metrics");
+        ApiError::new(ErrorCode::Failed, "a collector failed; the log of the agent says more")
+    })?;
+    Ok(([(header::CONTENT_TYPE, content_type)], text).into_response())
 }
 
 async fn peers(State(sources): State<Arc<Sources>>, RawQuery(query): RawQuery) -> Response {

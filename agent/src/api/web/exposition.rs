@@ -3,10 +3,21 @@
 //! Our library writes OpenMetrics 1.0. Tools that ask for nothing in particular (`curl`, `promtool check metrics`) read
 //! the older format 0.0.4, where a counter's metadata carries the name of its samples and `UNIT` and `EOF` do not exist.
 
+use crate::foundation::metrics::Metrics;
+
 /// Content type of OpenMetrics text.
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Content type of the older text format.
 pub const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The metrics now, as OpenMetrics for those who accept it, else in the older text format; with the content type.
+///
+/// # Errors
+/// A collector that fails to write.
+pub async fn scrape(metrics: &Metrics, accept: &str) -> Result<(&'static str, String), std::fmt::Error> {
+    let text = metrics.scrape().await?;
+    Ok(if accepts_openmetrics(accept) { (OPENMETRICS, text) } else { (TEXT, to_text(&text)) })
+}
 
 /// Whether an `Accept` header asks for OpenMetrics 1.0, which we prefer when it does.
 pub fn accepts_openmetrics(accept: &str) -> bool {

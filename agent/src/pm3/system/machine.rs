@@ -1,6 +1,10 @@
 //! What `/proc` says, read from its text, and how `/system` shows it. Pure.
 
+use std::time::SystemTime;
+
 use serde::Serialize;
+
+use super::HostFigures;
 
 /// Counters that only make sense as differences.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,6 +30,7 @@ pub(super) struct Reading {
     pub(super) cpuinfo: String,
     pub(super) meminfo: String,
     pub(super) uptime: String,
+    pub(super) loadavg: String,
     pub(super) hostname: String,
     pub(super) boot_id: String,
     pub(super) kernel: String,
@@ -98,12 +103,27 @@ struct Cpu {
     microcode: String,
 }
 
+pub(super) fn figures(reading: &Reading, rates: Rates, sampled_at: SystemTime) -> HostFigures {
+    let mut load = [0.0; 3];
+    for (mean, word) in load.iter_mut().zip(reading.loadavg.split_whitespace()) {
+        *mean = word.parse().unwrap_or_default();
+    }
+    HostFigures {
+        cpu_percent: tenths(rates.load_percent),
+        cores: cores(&reading.cpuinfo),
+        memory_total_bytes: memory(&reading.meminfo, "MemTotal:"),
+        memory_available_bytes: memory(&reading.meminfo, "MemAvailable:"),
+        load,
+        uptime_seconds: uptime(&reading.uptime),
+        sampled_at,
+    }
+}
+
 pub(super) fn report(machine_id: &str, reading: &Reading, rates: Rates) -> Report {
-    let uptime = reading.uptime.split('.').next().and_then(|seconds| seconds.parse().ok()).unwrap_or_default();
     Report {
         machine_id: machine_id.to_owned(),
         cpu: cpu(&reading.cpuinfo),
-        load: (rates.load_percent * 10.0).round() / 10.0,
+        load: tenths(rates.load_percent),
         // Bytes a second; a fraction of a byte says nothing.
         rx: rates.rx as u64,
         tx: rates.tx as u64,
@@ -111,7 +131,7 @@ pub(super) fn report(machine_id: &str, reading: &Reading, rates: Rates) -> Repor
         totaldisk: reading.disk_total,
         freemem: memory(&reading.meminfo, "MemAvailable:"),
         totalmem: memory(&reading.meminfo, "MemTotal:"),
-        uptime,
+        uptime: uptime(&reading.uptime),
         hostname: reading.hostname.trim().to_owned(),
         uid: reading.boot_id.trim().to_owned(),
         process_count: reading.processes,
@@ -119,6 +139,19 @@ pub(super) fn report(machine_id: &str, reading: &Reading, rates: Rates) -> Repor
         kernel_version: reading.kernel.trim().to_owned(),
         kernel_arch: reading.arch.clone(),
     }
+}
+
+fn tenths(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
+}
+
+/// Whole seconds of `/proc/uptime`.
+fn uptime(text: &str) -> u64 {
+    text.split('.').next().and_then(|seconds| seconds.parse().ok()).unwrap_or_default()
+}
+
+fn cores(cpuinfo: &str) -> usize {
+    cpuinfo.lines().filter(|line| line.starts_with("processor")).count()
 }
 
 fn memory(meminfo: &str, name: &str) -> u64 {
@@ -138,7 +171,7 @@ fn cpu(cpuinfo: &str) -> Cpu {
         family: value("cpu family"),
         model: value("model"),
         stepping: value("stepping").parse().unwrap_or_default(),
-        cores: cpuinfo.lines().filter(|line| line.starts_with("processor")).count(),
+        cores: cores(cpuinfo),
         model_name: value("model name"),
         mhz: value("cpu MHz").parse().unwrap_or_default(),
         cache_size: value("cache size").split(' ').next().and_then(|size| size.parse().ok()).unwrap_or_default(),
@@ -159,6 +192,29 @@ mod tests {
         let expected = Counters { cpu_total: 100, cpu_busy: 15, rx_bytes: 100, tx_bytes: 7 };
         assert_eq!(Counters::parse(stat, net), expected);
         assert_eq!(Counters::parse("", "x"), Counters::default());
+    }
+
+    #[test]
+    fn figures_are_read_from_what_proc_says() {
+        let reading = Reading {
+            cpuinfo: "processor : 0\nprocessor : 1\n".into(),
+            meminfo: "MemTotal: 10 kB\nMemAvailable: 4 kB\n".into(),
+            uptime: "12.5 3".into(),
+            loadavg: "0.85 1.20 0.90 1/100 7\n".into(),
+            ..Reading::default()
+        };
+        let at = SystemTime::UNIX_EPOCH;
+        let figures = figures(&reading, Rates { load_percent: 15.23, ..Rates::default() }, at);
+        let expected = HostFigures {
+            cpu_percent: 15.2,
+            cores: 2,
+            memory_total_bytes: 10_240,
+            memory_available_bytes: 4096,
+            load: [0.85, 1.2, 0.9],
+            uptime_seconds: 12,
+            sampled_at: at,
+        };
+        assert_eq!(figures, expected);
     }
 
     #[test]

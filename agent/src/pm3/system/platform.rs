@@ -14,6 +14,7 @@ pub(super) fn read() -> Reading {
         cpuinfo: text("/proc/cpuinfo"),
         meminfo: text("/proc/meminfo"),
         uptime: text("/proc/uptime"),
+        loadavg: text("/proc/loadavg"),
         hostname: text("/proc/sys/kernel/hostname"),
         boot_id: text("/proc/sys/kernel/random/boot_id"),
         kernel: text("/proc/sys/kernel/osrelease"),
