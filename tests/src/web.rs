@@ -17,8 +17,7 @@ fn curl(host: &NetNs, before: &[&str], path: &str, more: &[&str]) -> (u16, Value
     let words = [before, &["curl", "-sS", "--max-time", "10", "-w", "\n%{http_code}"], more, &[&url]].concat();
     let text = host.run(&words).expect("curl is answered");
     let (body, code) = text.rsplit_once('\n').expect("a code on its own line");
-    let body = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {body}"));
-    (code.parse().expect("a number"), body)
+    (code.parse().expect("a number"), serde_json::from_str(body).expect("the answer is JSON"))
 }
 
 fn settings(web: &str) -> Settings {
