@@ -21,6 +21,7 @@
 
 mod callers;
 mod domains;
+mod limits;
 mod loops;
 pub mod privileges;
 mod removal;
@@ -54,8 +55,8 @@ pub use removal::remove;
 const DRAIN: Duration = Duration::from_secs(5);
 /// Commands come from people; a few may wait while one is carried out.
 const COMMANDS: usize = 8;
-/// Nothing here is parallel work; two threads keep a slow scrape from delaying a reconciler.
-const WORKERS: usize = 2;
+/// Threads beyond the processors only pass work to and fro; more than these have no work here.
+const MOST_WORKERS: usize = 8;
 
 /// What an agent is started with; read again at a reload.
 #[derive(Debug, Clone)]
@@ -113,6 +114,7 @@ fn prepare(config: &Config) -> Result<Settings, AppError> {
     let roles = roles(config);
     privileges::require(roles)?;
     let settings = resolve(config)?;
+    limits::raise_open_files();
     let kept = privileges::restrict(roles)?;
     info!(capabilities = ?kept, "kept what the enabled roles need, gave up the rest");
     Ok(settings)
@@ -135,11 +137,16 @@ fn roles(config: &Config) -> Roles {
 
 fn serve(launch: Launch, settings: Settings, level: LevelHandle, history: History) -> Result<(), AppError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS)
+        .worker_threads(workers())
         .enable_all()
         .build()
         .map_err(AppError::Runtime)?;
     runtime.block_on(serve_until_stopped(launch, settings, level, history))
+}
+
+/// One for each processor that this process may use.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(MOST_WORKERS)
 }
 
 async fn serve_until_stopped(
@@ -186,6 +193,7 @@ async fn serve_until_stopped(
             model: domains.model(),
             classifier: Arc::<callers::Recorded>::clone(&recorded),
             steering: Some(recorded),
+            metrics: metrics.clone(),
         };
         gateway::start(inputs, listener_shutdown.stop())
     });

@@ -6,6 +6,7 @@
 pub(crate) mod accounting;
 pub(crate) mod agent;
 pub(crate) mod dns;
+pub(crate) mod gateway;
 pub(crate) mod peers;
 pub(crate) mod tunnel;
 
@@ -64,6 +65,7 @@ const AREAS: &[(&str, Area)] = &[
     ("accounting", accounting::run),
     ("agent", agent::run),
     ("dns", dns::run),
+    ("gateway", gateway::run),
     ("tunnel", tunnel::run),
     ("peers", peers::run),
 ];

@@ -15,6 +15,8 @@ mod codec;
 pub mod config;
 mod connection;
 mod listener;
+mod metrics;
+mod patience;
 mod request;
 mod session;
 
@@ -25,14 +27,18 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
+use hyper_util::rt::TokioExecutor;
+use hyper_util::server::conn::auto;
 use tokio::sync::watch;
 
 use crate::foundation::lifecycle::Stop;
+use crate::foundation::metrics::Metrics;
 use crate::foundation::task::{self, Task};
 use crate::model::Model;
 use crate::pm3::Pm3;
 use crate::pm3::caller::Classifier;
 use config::Config;
+use metrics::Counts;
 use request::Names;
 
 /// Between two attempts to have an address that another program holds.
@@ -56,6 +62,7 @@ pub struct Inputs {
     pub model: watch::Receiver<Arc<Model>>,
     pub classifier: Arc<dyn Classifier>,
     pub steering: Option<Arc<dyn Steering>>,
+    pub metrics: Metrics,
 }
 
 /// What the gateway does.
@@ -92,16 +99,27 @@ struct Shared {
     pm3: Arc<Pm3>,
     names: Names,
     classifier: Arc<dyn Classifier>,
+    server: auto::Builder<TokioExecutor>,
     /// Connections now.
     connections: AtomicUsize,
+    counts: Counts,
 }
 
 /// Opens the listeners and keeps them open.
 pub fn start(inputs: Inputs, mut stop: Stop) -> Gateway {
-    let Inputs { config, pm3, mut model, classifier, steering } = inputs;
+    let Inputs { config, pm3, mut model, classifier, steering, metrics } = inputs;
     let (status_tx, status) = watch::channel(Status::default());
     let names = Names::new(pm3.node().as_str(), pm3.machine());
-    let shared = Arc::new(Shared { config, pm3, names, classifier, connections: AtomicUsize::new(0) });
+    let shared = Arc::new(Shared {
+        config,
+        pm3,
+        names,
+        classifier,
+        server: connection::server(),
+        connections: AtomicUsize::new(0),
+        counts: Counts::default(),
+    });
+    self::metrics::register(&metrics, &shared);
     let task = task::spawn("gateway", async move {
         let mut open = BTreeMap::new();
         let mut retry = tokio::time::interval(RETRY);

@@ -18,6 +18,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -60,19 +61,67 @@ impl From<Failure> for ApiError {
     }
 }
 
-/// Carries out one call, with a slot of its own where it may wait.
-async fn carry_out(pm3: &Arc<Pm3>, method: &'static crate::pm3::table::Method, call: Call) -> Outcome {
-    match pm3.call_now(method, call) {
-        Ok(outcome) => outcome,
-        Err(later) => with_slot(later).await,
-    }
-}
-
 /// Work that may wait, if there is room for it.
 pub(super) async fn with_slot(work: impl Future<Output = Outcome>) -> Outcome {
     let busy = |_full| Failure::new(Kind::Busy, format!("{MAX_CALLS} calls are in work; try again"));
     let _slot = SLOTS.try_acquire().map_err(busy)?;
     work.await
+}
+
+/// An answer that needed no waiting, or the work that leads to one.
+pub(super) enum Answer {
+    Now(Response<Body>),
+    Later(BoxFuture<'static, Response<Body>>),
+}
+
+/// Begins to answer one request of a caller that may call.
+pub(super) fn begin<B>(pm3: &Arc<Pm3>, caller: &Arc<Caller>, from: IpAddr, head: Parts, body: B) -> Answer
+where
+    B: hyper::body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    if !body.is_end_stream() || is_special(head.uri.path()) {
+        let (pm3, caller) = (Arc::clone(pm3), Arc::clone(caller));
+        return Answer::Later(Box::pin(async move { answer(&pm3, &caller, Some(from), &head, body).await }));
+    }
+    let is_pretty = wants_pretty(head.uri.query());
+    match start(pm3, caller, Some(from), &head, Bytes::new()) {
+        Ok(Ok(outcome)) => Answer::Now(finished(outcome, is_pretty)),
+        Ok(Err(later)) => Answer::Later(Box::pin(async move { finished(with_slot(later).await, is_pretty) })),
+        Err(failure) => Answer::Now(refused(failure.into(), is_pretty)),
+    }
+}
+
+fn is_special(path: &str) -> bool {
+    path == "/tail" || path.starts_with("/debug/")
+}
+
+fn finished(outcome: Outcome, is_pretty: bool) -> Response<Body> {
+    match outcome {
+        Ok(reply) => written(reply, is_pretty),
+        Err(failure) => refused(failure.into(), is_pretty),
+    }
+}
+
+/// Finds the method and begins the call.
+fn start(
+    pm3: &Arc<Pm3>,
+    caller: &Arc<Caller>,
+    from: Option<IpAddr>,
+    head: &Parts,
+    body: Bytes,
+) -> Result<Result<Outcome, BoxFuture<'static, Outcome>>, Failure> {
+    let verb = verb(head)?;
+    let (method, parts) = pm3.find(verb, head.uri.path())?;
+    // Only methods that take something look at the query.
+    let query = head.uri.query().filter(|_| method.takes != Takes::Nothing).map(str::to_owned);
+    let call = Call { verb, parts, query, body, caller: Arc::clone(caller), from };
+    Ok(pm3.call_now(method, call))
+}
+
+fn verb(head: &Parts) -> Result<Verb, Failure> {
+    let no_verb = || Failure::new(Kind::WrongVerb, format!("{} is no verb of this API", head.method));
+    Verb::parse(head.method.as_str()).ok_or_else(no_verb)
 }
 
 /// Answers one request of a caller that may call.
@@ -105,20 +154,19 @@ where
     B: hyper::body::Body<Data = Bytes> + Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    let verb = verb(head)?;
     let path = head.uri.path();
-    let verb = Verb::parse(head.method.as_str())
-        .ok_or_else(|| Failure::new(Kind::WrongVerb, format!("{} is no verb of this API", head.method)))?;
-    let query = head.uri.query();
-    if path == "/tail" || path.starts_with("/debug/") {
+    if is_special(path) {
         return special(pm3, caller, from, head, verb, body).await;
     }
-    let (method, parts) = pm3.find(verb, path)?;
-    // Only methods that take something look at the query.
-    let owned_query = if method.takes == Takes::Nothing { None } else { query.map(str::to_owned) };
+    // A path that is not there is said before the body is read.
+    pm3.find(verb, path)?;
     let body = read_body(body).await?;
-    let call = Call { verb, parts, query: owned_query, body, caller: Arc::clone(caller), from };
-    let reply = carry_out(pm3, method, call).await?;
-    Ok(written(reply, wants_pretty(query)))
+    let reply = match start(pm3, caller, from, head, body)? {
+        Ok(outcome) => outcome?,
+        Err(later) => with_slot(later).await?,
+    };
+    Ok(written(reply, wants_pretty(head.uri.query())))
 }
 
 /// The paths whose answers are not one JSON value.

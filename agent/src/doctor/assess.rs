@@ -11,6 +11,8 @@ const OLDEST: (u32, u32) = (5, 8);
 /// The network namespace's cookie in sock_ops programs came with 5.15, sk_lookup programs with 5.9.
 const CALLERS_SINCE: (u32, u32) = (5, 15);
 const SK_LOOKUP_SINCE: (u32, u32) = (5, 9);
+/// `gateway.max_connections` by default, twice where all are passed on, and the agent's own.
+const OPEN_FILES_WANTED: u64 = 65_536;
 /// What the maps for some thousand peers lock on an old kernel.
 const MEMLOCK_NEEDED_BYTES: u64 = 64 * 1024 * 1024;
 
@@ -29,7 +31,7 @@ pub fn assess(probe: &Probe) -> Vec<Finding> {
         offload(probe),
     ]);
     findings.extend(memlock(probe));
-    findings.extend([forwarding(probe), rp_filter(probe), route_localnet(probe), resolver(probe)]);
+    findings.extend([open_files(probe), forwarding(probe), rp_filter(probe), route_localnet(probe), resolver(probe)]);
     findings
 }
 
@@ -331,6 +333,21 @@ fn memlock(probe: &Probe) -> Option<Finding> {
         fallback: low.then_some("the agent raises it if it may; else nothing is counted"),
         fix: low.then(|| "LimitMEMLOCK=infinity in the unit, or `ulimit -l unlimited`".to_owned()),
     })
+}
+
+/// Said of this shell; a unit has a limit of its own.
+fn open_files(probe: &Probe) -> Finding {
+    let few = probe.open_files.is_some_and(|limit| limit < OPEN_FILES_WANTED);
+    Finding {
+        facility: "open files",
+        level: if few { Level::Note } else { Level::Ok },
+        found: probe.open_files.map_or("no limit".to_owned(), |limit| format!("at most {limit}")),
+        used_for: "connections to the gateway: one each, two where a request is passed on",
+        fallback: None,
+        fix: few.then(|| {
+            "raise LimitNOFILE in the unit or the hard limit of this shell; the agent raises the soft one".to_owned()
+        }),
+    }
 }
 
 fn forwarding(probe: &Probe) -> Finding {

@@ -4,9 +4,14 @@
 //! every [`Stop`] clone has dropped, up to a deadline.
 
 use std::collections::BTreeSet;
+use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use futures_util::task::AtomicWaker;
 use tokio::sync::{mpsc, watch};
 
 /// What still has to come up before the agent says that it is ready.
@@ -108,6 +113,72 @@ impl Stop {
         // An error means that the Shutdown is gone, which is a stop too.
         drop(self.asked.wait_for(|asked| *asked).await);
     }
+
+    /// The same for a task that looks at every wake-up.
+    pub fn asked(mut self) -> Asked {
+        let rung = Arc::new(Bell { is_rung: AtomicBool::new(true), task: AtomicWaker::new() });
+        let waker = Waker::from(Arc::clone(&rung));
+        Asked { request: Box::pin(async move { self.requested().await }), rung, waker, heard_by: None }
+    }
+}
+
+/// A request to stop, cheap to look at: until it comes a look is one atomic load, where polling the channel takes a lock
+/// that all tasks share.
+pub struct Asked {
+    request: Pin<Box<dyn Future<Output = ()> + Send>>,
+    rung: Arc<Bell>,
+    /// Rings [`Self::rung`].
+    waker: Waker,
+    heard_by: Option<Waker>,
+}
+
+impl fmt::Debug for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Asked")
+    }
+}
+
+impl Asked {
+    /// Whether the agent is asked to stop; the task is woken when it is.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.heard_by.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            self.rung.task.register(cx.waker());
+            self.heard_by = Some(cx.waker().clone());
+        }
+        if !self.rung.is_rung.load(Ordering::Acquire) {
+            return Poll::Pending;
+        }
+        self.rung.is_rung.store(false, Ordering::Release);
+        let polled = self.request.as_mut().poll(&mut Context::from_waker(&self.waker));
+        if polled.is_ready() {
+            // Whoever looks again hears it again.
+            self.request = Box::pin(std::future::ready(()));
+            self.rung.is_rung.store(true, Ordering::Release);
+        }
+        polled
+    }
+
+    /// Waits until the agent is asked to stop. Cancel-safe.
+    pub async fn requested(&mut self) {
+        std::future::poll_fn(|cx| self.poll(cx)).await;
+    }
+}
+
+/// Passes a wake-up on and remembers that there was one.
+struct Bell {
+    is_rung: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.is_rung.store(true, Ordering::Release);
+        self.task.wake();
+    }
 }
 
 #[cfg(test)]
@@ -130,6 +201,21 @@ mod tests {
         let shutdown = Shutdown::default();
         let mut stop = shutdown.stop();
         let task = crate::foundation::task::spawn("test", async move { stop.requested().await });
+        assert!(shutdown.drain(Duration::from_secs(5)).await);
+        assert_eq!(task.join().await, Some(()));
+    }
+
+    #[tokio::test]
+    async fn a_task_that_looks_at_every_wake_up_hears_the_request_and_hears_it_again() {
+        let shutdown = Shutdown::default();
+        let mut asked = shutdown.stop().asked();
+        for _ in 0..3 {
+            assert!(futures_util::poll!(std::pin::pin!(asked.requested())).is_pending());
+        }
+        let task = crate::foundation::task::spawn("test", async move {
+            asked.requested().await;
+            asked.requested().await;
+        });
         assert!(shutdown.drain(Duration::from_secs(5)).await);
         assert_eq!(task.join().await, Some(()));
     }

@@ -133,7 +133,8 @@ pub(super) fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(ticks / u32::try_from(per_second).map(f64::from)?)
 }
 
-fn resident_mb(pid: u32) -> Result<f64> {
+/// Resident memory of a process.
+pub(super) fn resident_mb(pid: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the agent is gone")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;

@@ -9,7 +9,7 @@
 
 mod scan;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes, BytesMut};
 
 use crate::api::error::ApiError;
 use crate::api::methods;
@@ -95,24 +95,23 @@ pub(super) enum Broken {
 #[derive(Debug)]
 pub(super) struct Decoder {
     codec: Codec,
-    buffer: Vec<u8>,
-    /// Where the next message begins.
-    start: usize,
+    /// Begins with the next message.
+    buffer: BytesMut,
     scanner: scan::Scanner,
 }
 
 impl Decoder {
     pub(super) fn new(codec: Codec) -> Self {
-        Self { codec, buffer: Vec::new(), start: 0, scanner: scan::Scanner::default() }
+        Self { codec, buffer: BytesMut::new(), scanner: scan::Scanner::default() }
     }
 
-    /// Takes what came.
-    pub(super) fn push(&mut self, bytes: &[u8]) {
-        if self.start > 0 {
-            self.buffer.drain(..self.start);
-            self.start = 0;
+    /// Takes what came; as it is where nothing waits for more.
+    pub(super) fn push(&mut self, bytes: BytesMut) {
+        if self.buffer.is_empty() {
+            self.buffer = bytes;
+        } else {
+            self.buffer.extend_from_slice(&bytes);
         }
-        self.buffer.extend_from_slice(bytes);
     }
 
     /// The next whole message, if there is one.
@@ -124,38 +123,34 @@ impl Decoder {
             Codec::JsonRpc => self.next_json(),
             Codec::Jrpc => self.next_jrpc(),
         }?;
-        if message.is_none() && self.buffer.len() - self.start > MAX_MESSAGE_BYTES {
+        if message.is_none() && self.buffer.len() > MAX_MESSAGE_BYTES {
             return Err(Broken::TooLarge);
         }
-        if self.start == self.buffer.len() {
-            // A burst does not keep its memory.
-            self.buffer.clear();
-            self.buffer.shrink_to(64 * 1024);
-            self.start = 0;
+        if self.buffer.is_empty() {
+            // The memory goes back to whoever read into it.
+            self.buffer = BytesMut::new();
         }
         Ok(message)
     }
 
     fn next_json(&mut self) -> Result<Option<Message>, Broken> {
-        let waiting = &self.buffer[self.start..];
-        let Some(range) = self.scanner.find_object(waiting)? else { return Ok(None) };
+        let Some(range) = self.scanner.find_object(&self.buffer)? else { return Ok(None) };
         if range.len() > MAX_MESSAGE_BYTES {
             return Err(Broken::TooLarge);
         }
-        let message = parse_json(&waiting[range.clone()]);
-        self.start += range.end;
+        let message = parse_json(&self.buffer[range.clone()]);
+        self.buffer.advance(range.end);
         Ok(Some(message))
     }
 
     fn next_jrpc(&mut self) -> Result<Option<Message>, Broken> {
-        let waiting = &self.buffer[self.start..];
-        let Some((header, rest)) = waiting.split_first_chunk::<4>() else { return Ok(None) };
+        let Some((header, rest)) = self.buffer.split_first_chunk::<4>() else { return Ok(None) };
         let Some(line) = rest.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
         let Some(zero) = rest[..line].iter().position(|byte| *byte == 0) else { return Err(Broken::Unterminated) };
         let word = u32::from_le_bytes(*header);
         let text = String::from_utf8_lossy(&rest[..zero]).into_owned();
         let json = Bytes::copy_from_slice(rest[zero + 1..line].trim_ascii());
-        self.start += 4 + line + 1;
+        self.buffer.advance(4 + line + 1);
         Ok(Some(parse_jrpc(word, text, json)))
     }
 }

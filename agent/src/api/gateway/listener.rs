@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -150,7 +150,9 @@ fn accept(group: &mut Group, stream: TcpStream, peer: SocketAddr, shared: &Arc<S
     let Ok(local) = stream.local_addr() else { return };
     // Answers are small and whole; waiting for more to send only delays them.
     stream.set_nodelay(true).ok();
+    let started = Instant::now();
     let caller = shared.classifier.classify(stream.as_fd(), peer, local);
+    shared.counts.accepted(started.elapsed());
     let open = connection::Open::new(Arc::clone(shared), Arc::new(caller), peer, local);
     group.spawn_bare(open.serve(stream, stop.clone()));
 }

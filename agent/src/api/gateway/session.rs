@@ -6,6 +6,7 @@
 //! Invariants: at most [`MAX_IN_FLIGHT`] calls wait at a time, further ones are not read; a peer that neither reads nor
 //! answers a ping is cut; a lambda is registered after its client has agreed, and gone with its connection.
 
+mod frames;
 mod transport;
 
 use std::collections::HashMap;
@@ -19,15 +20,16 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
+use super::Shared;
 use super::codec::{self, Codec, Decoder, Id, Message};
 use crate::api::body::Body;
 use crate::api::error::{ApiError, ErrorCode};
 use crate::api::methods;
-use crate::foundation::lifecycle::Stop;
+use crate::foundation::lifecycle::{Asked, Stop};
 use crate::foundation::task;
 use crate::pm3::Pm3;
 use crate::pm3::call::{Call, Outcome, Reply, Verb};
@@ -35,13 +37,14 @@ use crate::pm3::caller::Caller;
 use crate::pm3::failure::{Failure, Kind};
 use crate::pm3::lambda::{Identity, Registration, Request};
 use crate::pm3::sessions;
+use frames::Violation;
 use transport::{Event, Transport};
 
 /// Calls of one session that wait for their outcome.
 const MAX_IN_FLIGHT: usize = 256;
-/// A peer is asked whether it is there, and cut when it said nothing for three times as long.
+/// A peer is asked whether it is there, and cut when it said nothing the third time.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENT_TICKS: u32 = 3;
 /// How long the client of a lambda may take to agree.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -63,15 +66,16 @@ enum Purpose {
 /// The request is no upgrade that is understood, or may not open this lambda.
 pub(super) fn upgrade(context: Context, head: Parts, body: Incoming, stop: Stop) -> Result<Response<Body>, Failure> {
     let agreed = negotiate(&head)?;
-    let purpose = purpose(&context.pm3, &head)?;
+    let purpose = purpose(&context.shared.pm3, &head)?;
     let (wire, codec) = (agreed.wire, agreed.codec);
     let mut request = axum::http::Request::from_parts(head, body);
     let upgraded = hyper::upgrade::on(&mut request);
     let work = async move {
         match upgraded.await {
             Ok(upgraded) => {
-                let transport = Transport::new(wire, TokioIo::new(upgraded)).await;
-                Session::new(context, codec, transport).serve(purpose, stop).await;
+                let _counted = Counted::new(&context.shared);
+                let transport = Transport::new(wire, upgraded);
+                Session::new(context, codec, transport).serve(purpose, stop.asked()).await;
             }
             Err(error) => tracing::debug!(%error, "an upgrade broke off"),
         }
@@ -160,27 +164,38 @@ fn purpose(pm3: &Pm3, head: &Parts) -> Result<Purpose, Failure> {
 
 /// On whose behalf calls are made.
 pub(super) struct Context {
-    pm3: Arc<Pm3>,
+    shared: Arc<Shared>,
     caller: Arc<Caller>,
     from: IpAddr,
-    calls_per_second: Option<u32>,
     counts: Arc<sessions::Session>,
 }
 
 impl Context {
-    pub(super) fn new(
-        pm3: &Arc<Pm3>,
-        caller: Arc<Caller>,
-        from: IpAddr,
-        calls_per_second: Option<u32>,
-        counts: Arc<sessions::Session>,
-    ) -> Self {
-        Self { pm3: Arc::clone(pm3), caller, from, calls_per_second, counts }
+    pub(super) fn new(shared: Arc<Shared>, caller: Arc<Caller>, from: IpAddr, counts: Arc<sessions::Session>) -> Self {
+        Self { shared, caller, from, counts }
     }
 
     fn admits(&self) -> bool {
         self.counts.count();
-        self.calls_per_second.is_none_or(|limit| self.counts.admits(limit, SystemTime::now()))
+        self.shared.counts.called();
+        let limit = self.shared.config.calls_per_second;
+        limit.is_none_or(|limit| self.counts.admits(limit, SystemTime::now()))
+    }
+}
+
+/// Counts a session while it lives.
+struct Counted(Arc<Shared>);
+
+impl Counted {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.counts.session_began();
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.counts.session_ended();
     }
 }
 
@@ -199,14 +214,17 @@ struct Session {
     asked: HashMap<u64, oneshot::Sender<Outcome>>,
     next_sequence: u32,
     out: Vec<u8>,
+    silent_ticks: u32,
 }
 
 /// Why a session ends.
 enum End {
     /// The other side went, or is not there any more.
     Gone,
-    /// It broke the protocol.
+    /// It broke the protocol of the messages.
     Broken(codec::Broken),
+    /// It broke the protocol of the frames.
+    Violated(Violation),
 }
 
 /// What woke a session.
@@ -229,10 +247,11 @@ impl Session {
             asked: HashMap::new(),
             next_sequence: 0,
             out: Vec::new(),
+            silent_ticks: 0,
         }
     }
 
-    async fn serve(mut self, purpose: Purpose, mut stop: Stop) {
+    async fn serve(mut self, purpose: Purpose, mut stop: Asked) {
         let registered = match purpose {
             Purpose::Calls => Ok(None),
             Purpose::Lambda { identity, headers } => self.open_lambda(&identity, headers).await.map(Some),
@@ -248,7 +267,10 @@ impl Session {
         };
         match end {
             End::Gone => self.transport.close(None).await,
-            End::Broken(broken) => self.transport.close(Some(&broken.to_string())).await,
+            End::Broken(broken) => self.transport.close(Some((CloseCode::Policy, &broken.to_string()))).await,
+            End::Violated(violation) => {
+                self.transport.close(Some((violation.code(), &violation.to_string()))).await;
+            }
         }
     }
 
@@ -275,10 +297,10 @@ impl Session {
                 Err(oneshot::error::TryRecvError::Empty) => {}
             }
         }
-        Ok(self.context.pm3.lambdas.register(&identity.id, self.codec.name(), headers))
+        Ok(self.context.shared.pm3.lambdas.register(&identity.id, self.codec.name(), headers))
     }
 
-    async fn run(&mut self, mut requests: Option<&mut mpsc::Receiver<Request>>, stop: &mut Stop) -> End {
+    async fn run(&mut self, mut requests: Option<&mut mpsc::Receiver<Request>>, stop: &mut Asked) -> End {
         let mut tick = tokio::time::interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -313,11 +335,12 @@ impl Session {
             Woken::Asked(Some(request)) => self.ask(&request.method, &[&request.parameter], request.reply),
             Woken::Asked(None) | Woken::Stopping => return Err(End::Gone),
             Woken::Tick => {
-                if self.transport.silent_for() > SILENCE {
+                self.silent_ticks = if self.transport.has_heard() { 0 } else { self.silent_ticks + 1 };
+                if self.silent_ticks >= SILENT_TICKS {
                     return Err(End::Gone);
                 }
                 self.asked.retain(|_, reply| !reply.is_closed());
-                self.transport.ping().await.map_err(|_gone| End::Gone)?;
+                self.transport.ping();
             }
         }
         self.flush().await
@@ -334,8 +357,9 @@ impl Session {
 
     fn take(&mut self, event: Event) -> Result<(), End> {
         match event {
-            Event::Bytes(bytes) => self.decoder.push(&bytes),
+            Event::Bytes(bytes) => self.decoder.push(bytes),
             Event::Nothing => return Ok(()),
+            Event::Violated(violation) => return Err(End::Violated(violation)),
             Event::Gone => return Err(End::Gone),
         }
         while let Some(message) = self.decoder.next().map_err(End::Broken)? {
@@ -412,7 +436,7 @@ fn start(context: &Context, method: &str, parameter: Bytes) -> Started {
         )));
     };
     let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query.to_owned())));
-    let (found, parts) = match context.pm3.find(verb, path) {
+    let (found, parts) = match context.shared.pm3.find(verb, path) {
         Ok(found) => found,
         Err(failure) => return Started::Done(Err(failure)),
     };
@@ -420,7 +444,7 @@ fn start(context: &Context, method: &str, parameter: Bytes) -> Started {
     let body = if parameter.as_ref() == b"null" { Bytes::new() } else { parameter };
     let caller = Arc::clone(&context.caller);
     let call = Call { verb, parts, query, body, caller, from: Some(context.from) };
-    match context.pm3.call_now(found, call) {
+    match context.shared.pm3.call_now(found, call) {
         Ok(outcome) => Started::Done(outcome),
         Err(work) => Started::Runs(Box::pin(methods::with_slot(work))),
     }

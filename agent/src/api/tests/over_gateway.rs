@@ -43,6 +43,7 @@ async fn gateway_with(fixture: &Fixture, standing: Standing, config: Config) -> 
         model: fixture.sources.model.clone(),
         classifier: Arc::new(Everybody(standing)),
         steering: None,
+        metrics: fixture.sources.metrics.clone(),
     };
     let gateway = start(inputs, fixture.stop());
     let mut status = gateway.status();

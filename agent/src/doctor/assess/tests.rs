@@ -28,6 +28,7 @@ fn good() -> Probe {
         route_localnet: Some("0".to_owned()),
         resolver: Resolver { resolved_runs: true, link: None, written_by: None },
         locked_memory_bytes: Some(65_536),
+        open_files: Some(524_288),
     }
 }
 

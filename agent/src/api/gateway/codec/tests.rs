@@ -7,7 +7,7 @@ fn decode(codec: Codec, chunks: &[&[u8]]) -> Result<Vec<Message>, Broken> {
     let mut decoder = Decoder::new(codec);
     let mut messages = Vec::new();
     for chunk in chunks {
-        decoder.push(chunk);
+        decoder.push((*chunk).into());
         while let Some(message) = decoder.next()? {
             messages.push(message);
         }

@@ -1,86 +1,96 @@
 //! The bytes of a session: WebSocket frames, or the stream as it is.
 
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::FutureExt as _;
-use futures_util::stream::StreamExt as _;
-use futures_util::{Sink as _, SinkExt as _};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::time::{Instant, timeout};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
+use hyper_util::server::conn::auto::upgrade::downcast;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
-use super::super::codec::{Codec, MAX_MESSAGE_BYTES};
+use super::super::codec::Codec;
+use super::super::patience::Patient;
 use super::Wire;
+use super::frames::{self, Frame, Frames, Violation};
 
 /// How long a peer may take to read what it asked for.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// The reader clears a buffer of this size before every read: large ones cost more than the call itself.
 const READ_BYTES: usize = 4096;
+/// A burst does not keep its memory.
+const KEPT_BYTES: usize = 64 * 1024;
 
 /// What came.
 #[derive(Debug)]
 pub(super) enum Event {
-    Bytes(Bytes),
+    Bytes(BytesMut),
     /// A ping, a pong.
     Nothing,
+    Violated(Violation),
     Gone,
 }
 
-enum Stream {
-    WebSocket(Box<WebSocketStream<TokioIo<Upgraded>>>),
-    Raw { stream: TokioIo<Upgraded>, read: BytesMut, write: Vec<u8> },
-}
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 pub(super) struct Transport {
-    stream: Stream,
-    last_heard: Instant,
-    queued: usize,
-    has_failed: bool,
+    stream: Box<dyn Stream>,
+    wire: Wire,
+    frames: Frames,
+    input: BytesMut,
+    out: Vec<u8>,
+    has_heard: bool,
 }
 
 impl Transport {
-    pub(super) async fn new(wire: Wire, upgraded: TokioIo<Upgraded>) -> Self {
-        let stream = match wire {
-            Wire::WebSocket => {
-                let config = WebSocketConfig::default()
-                    .read_buffer_size(READ_BYTES)
-                    .max_message_size(Some(MAX_MESSAGE_BYTES))
-                    .max_frame_size(Some(MAX_MESSAGE_BYTES));
-                Stream::WebSocket(Box::new(
-                    WebSocketStream::from_raw_socket(upgraded, Role::Server, Some(config)).await,
-                ))
-            }
-            Wire::Raw => Stream::Raw { stream: upgraded, read: BytesMut::new(), write: Vec::new() },
+    /// Takes the connection over, without the layers that served HTTP where they can be taken off.
+    pub(super) fn new(wire: Wire, upgraded: Upgraded) -> Self {
+        let (stream, read): (Box<dyn Stream>, Bytes) = match downcast::<TokioIo<Patient<TcpStream>>>(upgraded) {
+            Ok(parts) => (Box::new(parts.io.into_inner().into_inner()), parts.read_buf),
+            Err(upgraded) => (Box::new(TokioIo::new(upgraded)), Bytes::new()),
         };
-        Self { stream, last_heard: Instant::now(), queued: 0, has_failed: false }
+        Self { stream, wire, frames: Frames::default(), input: read.into(), out: Vec::new(), has_heard: true }
     }
 
     /// The next event. Cancel-safe.
     pub(super) async fn next(&mut self) -> Event {
-        let event = match &mut self.stream {
-            Stream::WebSocket(stream) => match stream.next().await {
-                Some(Ok(Message::Text(text))) => Event::Bytes(text.into()),
-                Some(Ok(Message::Binary(bytes))) => Event::Bytes(bytes),
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Event::Nothing,
-                Some(Ok(Message::Close(_)) | Err(_)) | None => Event::Gone,
-            },
-            Stream::Raw { stream, read, .. } => {
-                read.reserve(READ_BYTES);
-                match stream.read_buf(read).await {
-                    Ok(length) if length > 0 => Event::Bytes(read.split().freeze()),
-                    Ok(_) | Err(_) => Event::Gone,
-                }
+        loop {
+            if let Some(event) = self.take() {
+                return event;
             }
-        };
-        self.last_heard = Instant::now();
-        event
+            self.input.reserve(READ_BYTES);
+            match self.stream.read_buf(&mut self.input).await {
+                Ok(length) if length > 0 => self.has_heard = true,
+                Ok(_) | Err(_) => return Event::Gone,
+            }
+        }
+    }
+
+    /// What the input holds already.
+    fn take(&mut self) -> Option<Event> {
+        if self.input.is_empty() {
+            return None;
+        }
+        match self.wire {
+            Wire::Raw => Some(Event::Bytes(self.input.split())),
+            Wire::WebSocket => match self.frames.next(&mut self.input) {
+                Ok(None) => None,
+                Ok(Some(Frame::Message(message))) => Some(Event::Bytes(message)),
+                Ok(Some(Frame::Ping(payload))) => {
+                    frames::write(&mut self.out, OpCode::Control(Control::Pong), &payload);
+                    Some(Event::Nothing)
+                }
+                Ok(Some(Frame::Pong)) => Some(Event::Nothing),
+                Ok(Some(Frame::Close)) => Some(Event::Gone),
+                Err(violation) => Some(Event::Violated(violation)),
+            },
+        }
     }
 
     /// An event that is there already.
@@ -88,73 +98,67 @@ impl Transport {
         self.next().now_or_never()
     }
 
-    pub(super) fn silent_for(&self) -> Duration {
-        self.last_heard.elapsed()
+    /// Whether anything came since this was asked last.
+    pub(super) fn has_heard(&mut self) -> bool {
+        // There is no ping on raw bytes; the kernel's keepalive stands in for it.
+        std::mem::take(&mut self.has_heard) || self.wire == Wire::Raw
     }
 
     /// Bytes that wait for the next flush.
     pub(super) fn queued_bytes(&self) -> usize {
-        self.queued
+        self.out.len()
     }
 
     /// Takes one message for the next flush.
     pub(super) fn queue(&mut self, message: &[u8], codec: Codec) {
-        self.queued += message.len();
-        match &mut self.stream {
-            Stream::WebSocket(stream) => {
-                let frame = match (codec, String::from_utf8(message.to_vec())) {
-                    (Codec::JsonRpc, Ok(text)) => Message::text(text),
-                    (_, Ok(text)) => Message::binary(text.into_bytes()),
-                    (_, Err(bytes)) => Message::binary(bytes.into_bytes()),
-                };
-                // An error shows at the flush as well.
-                self.has_failed |= std::pin::Pin::new(stream.as_mut()).start_send(frame).is_err();
-            }
-            Stream::Raw { write, .. } => write.extend_from_slice(message),
+        match (self.wire, codec) {
+            (Wire::Raw, _) => self.out.extend_from_slice(message),
+            (Wire::WebSocket, Codec::JsonRpc) => frames::write(&mut self.out, OpCode::Data(Data::Text), message),
+            (Wire::WebSocket, Codec::Jrpc) => frames::write(&mut self.out, OpCode::Data(Data::Binary), message),
         }
     }
 
-    pub(super) async fn ping(&mut self) -> io::Result<()> {
-        match &mut self.stream {
-            Stream::WebSocket(stream) => {
-                within(stream.send(Message::Ping(Bytes::new())).map(|sent| sent.map_err(io::Error::other))).await
-            }
-            Stream::Raw { .. } => {
-                // There is no ping on raw bytes; the kernel's keepalive stands in for it.
-                self.last_heard = Instant::now();
-                Ok(())
-            }
+    /// Asks whether the other side is there, with the next flush.
+    pub(super) fn ping(&mut self) {
+        if self.wire == Wire::WebSocket {
+            frames::write(&mut self.out, OpCode::Control(Control::Ping), b"");
         }
     }
 
     /// Sends everything queued.
     pub(super) async fn flush(&mut self) -> io::Result<()> {
-        if self.has_failed {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-        if self.queued == 0 {
+        if self.out.is_empty() {
             return Ok(());
         }
-        self.queued = 0;
-        match &mut self.stream {
-            Stream::WebSocket(stream) => within(stream.flush().map(|sent| sent.map_err(io::Error::other))).await,
-            Stream::Raw { stream, write, .. } => {
-                let sent = within(stream.write_all(write)).await;
-                write.clear();
-                sent
-            }
+        // Nearly always the kernel takes all at once, and no clock is needed.
+        let mut sent = 0;
+        if let Poll::Ready(count) = std::future::poll_fn(|cx| Poll::Ready(self.try_write(cx))).await {
+            sent = count?;
         }
+        if sent < self.out.len() {
+            let rest = timeout(WRITE_TIMEOUT, self.stream.write_all(&self.out[sent..])).await;
+            rest.map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))??;
+        }
+        self.out.clear();
+        self.out.shrink_to(KEPT_BYTES);
+        Ok(())
+    }
+
+    fn try_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, &self.out)
     }
 
     /// Says why, if there is something to say, and ends.
-    pub(super) async fn close(&mut self, why: Option<&str>) {
-        let Stream::WebSocket(stream) = &mut self.stream else { return };
-        let frame = why.map(|why| CloseFrame { code: CloseCode::Policy, reason: why.to_owned().into() });
+    pub(super) async fn close(&mut self, why: Option<(CloseCode, &str)>) {
+        if self.wire == Wire::WebSocket {
+            let (code, reason) = why.unwrap_or((CloseCode::Normal, ""));
+            frames::write_close(&mut self.out, code, reason);
+        }
+        let ending = async {
+            self.flush().await?;
+            self.stream.shutdown().await
+        };
         // It may be gone already.
-        timeout(Duration::from_secs(1), stream.as_mut().close(frame)).await.ok();
+        timeout(Duration::from_secs(1), ending).await.ok();
     }
-}
-
-async fn within(work: impl Future<Output = io::Result<()>>) -> io::Result<()> {
-    timeout(WRITE_TIMEOUT, work).await.map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))?
 }
