@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "v1/admin.proto",
     "v1/admin_messages.proto",
     "v1/mesh.proto",
@@ -18,6 +18,7 @@ const FILES: [&str; 12] = [
     "v1/webrtc.proto",
     "v1/webrtc_messages.proto",
     "weft/v1/agent.proto",
+    "weft/v1/certificates.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -27,9 +28,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(FILES, ["."])?;
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
-    // The same messages are the JSON of the HTTP interface. A reader fills what an older agent does not send.
-    tonic_prost_build::configure()
-        .message_attribute(".weft.v1", "#[derive(serde::Serialize, serde::Deserialize)]\n#[serde(default)]")
-        .compile_fds(descriptors)?;
+    // What the agent tells about itself is the JSON of the HTTP interface too. A reader fills what an older agent does not send.
+    let shown = descriptors.file.iter().filter(|file| file.name() == "weft/v1/agent.proto");
+    let names: Vec<String> =
+        shown.flat_map(|file| &file.message_type).map(|message| message.name().to_owned()).collect();
+    let mut builder = tonic_prost_build::configure();
+    for name in names {
+        let derive = "#[derive(serde::Serialize, serde::Deserialize)]\n#[serde(default)]";
+        builder = builder.message_attribute(format!(".weft.v1.{name}"), derive);
+    }
+    builder.compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,12 +1,14 @@
-//! The only place that knows HTTP, gRPC and JSON: the control socket and the web listener.
+//! The only place that knows HTTP, gRPC and JSON: the control socket, the web listener, the gateway, the contract.
 //!
 //! In: [`Sources`], the readers of what the domains publish. Out: [`Command`]s to the composition root, which alone
 //! may change the agent. Handlers parse, authorise, read and answer; they hold no state and change nothing themselves.
 //!
 //! Invariants: nothing but `/metrics`, `/health` and the description of the web API is reachable without the kernel vouching
-//! for the caller or a key; no answer carries a secret; every size, time and number a client can choose is bounded (`http`).
+//! for the caller, a key, or a certificate of the mesh; no answer carries a secret; every size, time and number a client can
+//! choose is bounded (`http`).
 
 mod body;
+pub mod contract;
 mod methods;
 pub mod control;
 pub mod gateway;
@@ -26,7 +28,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::foundation::id::InstanceName;
 use crate::foundation::lifecycle::Readiness;
 use crate::foundation::metrics::Metrics;
+use crate::identity::Identity;
 use crate::model::Model;
+use crate::model::mesh::Mesh;
 use crate::pm3::failure::{Failure, Kind};
 use crate::pm3::{self, Pm3};
 use crate::wireguard::status::PeerFigures;
@@ -48,6 +52,10 @@ pub struct Sources {
     pub readiness: Readiness,
     pub metrics: Metrics,
     pub pm3: Arc<Pm3>,
+    pub identity: Identity,
+    pub mesh: watch::Receiver<Arc<Mesh>>,
+    /// Whether `/metrics` is served over TCP.
+    pub has_web: bool,
     /// What the gateway does; its default where there is none.
     pub gateway: watch::Receiver<gateway::Status>,
     /// The bound is the composition root's choice; a full queue answers "busy".

@@ -13,6 +13,8 @@
 //! | `callers` | a timer | `watch` of its status: a connection of its own proves that callers are recorded |
 //! | `system` | a timer | the figures of the host for `/system` |
 //! | `log-history`, a thread | log lines, bounded | files in `logs/` |
+//! | `grpc` | connections with TLS, `watch`es of everything published | |
+//! | `renewal` | a timer | a new certificate of this node, on disk and in every listener |
 //! | `control`, `web` | connections | [`Command`]s over a bounded `mpsc` to the loop here |
 //! | this loop | commands, signals, the watchdog | new settings into the `watch`es |
 //!
@@ -23,6 +25,7 @@ mod callers;
 mod domains;
 mod limits;
 mod loops;
+mod mesh;
 pub mod privileges;
 mod removal;
 
@@ -34,6 +37,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
+use crate::api::contract::listener::{self as grpc, GrpcError};
 use crate::api::control::SocketError;
 use crate::api::gateway::Gateway;
 use crate::api::web::WebError;
@@ -44,6 +48,7 @@ use crate::foundation::error::chain;
 use crate::foundation::lifecycle::{Readiness, Shutdown};
 use crate::foundation::metrics::Metrics;
 use crate::foundation::telemetry::{self, History, LevelHandle, TelemetryError};
+use crate::identity::{Identity, IdentityError};
 use crate::pm3::{self, Pm3, Pm3Error};
 use domains::{Domains, DomainsError};
 use loops::End;
@@ -84,6 +89,10 @@ enum AppError {
     Control(#[from] SocketError),
     #[error(transparent)]
     Web(#[from] WebError),
+    #[error(transparent)]
+    Grpc(#[from] GrpcError),
+    #[error("the identity of this node cannot be used")]
+    Identity(#[from] IdentityError),
     #[error(transparent)]
     Domains(#[from] DomainsError),
     #[error(transparent)]
@@ -160,6 +169,12 @@ async fn serve_until_stopped(
         true => Some(web::bind(settings.web.listen)?),
         false => None,
     };
+    let node = &settings.model.node.id;
+    let identity = Identity::open(&settings.state_dir.join("identity"), node, &settings.model.domain)?;
+    let grpc = match settings.grpc.enabled {
+        true => Some(grpc::bind(settings.grpc.listen, identity.clone())?),
+        false => None,
+    };
     let mut signals = loops::Signals::new().map_err(AppError::Signals)?;
     announce(&launch.config, &settings);
 
@@ -209,12 +224,17 @@ async fn serve_until_stopped(
         dns: domains.dns.status(),
         figures,
         pm3,
+        mesh: mesh::alone(&settings, &identity),
+        identity: identity.clone(),
+        has_web: web.is_some(),
         gateway: gateway_status,
         readiness: readiness.clone(),
         metrics,
         commands: commands_tx,
     });
     let _control = socket.serve(Arc::clone(&sources), listener_shutdown.stop());
+    let _renewal = mesh::keep_valid(identity.clone());
+    let _grpc = grpc.map(|grpc| grpc.serve(&sources, listener_shutdown.stop()));
     let web_inputs = web::Inputs { settings: settings.web.clone(), sources, classifier };
     let _web = web.map(|web| web.serve(web_inputs, listener_shutdown.stop()));
 

@@ -5,6 +5,7 @@
 //! without an agent, `doctor` (which only looks) and `import`, which writes the files it names.
 
 mod agent;
+mod cert;
 mod client;
 mod config;
 mod dns;
@@ -116,6 +117,8 @@ enum Failure {
     Ping(#[from] ping::PingError),
     #[error(transparent)]
     Dns(#[from] dns::DnsError),
+    #[error(transparent)]
+    Cert(#[from] cert::CertError),
 }
 
 impl Failure {
@@ -132,6 +135,7 @@ impl Failure {
             | Self::Write(_)
             | Self::Runtime(_)
             | Self::Command(_)
+            | Self::Cert(_)
             | Self::Import(_) => Exit::Failed,
         };
         output::complain(&format!("weft: {}\n", chain(&self)));
@@ -237,6 +241,9 @@ enum ClientCommand {
     /// Ask the mesh's name server
     #[command(subcommand)]
     Dns(DnsCommand),
+    /// Make certificates for operators and tools
+    #[command(subcommand)]
+    Cert(cert::CertCommand),
     /// Print a completion script for a shell
     #[command(after_help = "Examples:\n  weft completions bash > /etc/bash_completion.d/weft\n  \
                             weft completions zsh > \"${fpath[1]}/_weft\"\n  \
@@ -430,6 +437,7 @@ fn dispatch(target: &Target, command: &ClientCommand, daemon: Daemon) -> Result<
         ClientCommand::Config(ConfigCommand::Check { file }) => config::check(target, file.as_deref()),
         ClientCommand::Import(ImportCommand::WgQuick(args)) => wg_quick::run(args),
         ClientCommand::Dns(DnsCommand::Query(args)) => block_on(async { dns::run(target, args).await }),
+        ClientCommand::Cert(command) => block_on(async { cert::run(&target.client()?, command).await }),
         ClientCommand::Completions { shell } => completions(*shell),
         ClientCommand::Version(args) => block_on(async { version::run(&target.client()?, args.json).await }),
     }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::api::{gateway, web};
+use crate::api::{contract, gateway, web};
 use crate::foundation::id::{InstanceName, NodeId};
 use crate::foundation::telemetry;
 use crate::sys::file::{self, FileError};
@@ -44,6 +44,7 @@ pub struct Config {
     pub dns: dns::config::Config,
     pub gateway: gateway::config::Config,
     pub web: web::config::Config,
+    pub grpc: contract::Config,
     pub log: telemetry::Config,
 }
 
@@ -62,6 +63,7 @@ impl Default for Config {
             dns: dns::config::Config::default(),
             gateway: gateway::config::Config::default(),
             web: web::config::Config::default(),
+            grpc: contract::Config::default(),
             log: telemetry::Config::default(),
         }
     }

@@ -5,6 +5,7 @@
 //! | [`foundation`] | errors, names, secrets, tasks, start and stop, the reconcile loop, logs, the metrics registry |
 //! | [`sys`] | plumbing to the operating system, with the only `unsafe` of this crate |
 //! | [`model`] | pure data: this node and its peers, and what is derived from them |
+//! | [`identity`] | the mesh authority, this node's certificate, join tokens, TLS |
 //! | [`wireguard`] | the tunnel device: keys, peers, endpoints; kernel or embedded |
 //! | [`net`] | addresses, MTU and routes of the link; our nftables table |
 //! | [`ebpf`] | the BPF programs, their pins, the per-peer accounting |
@@ -30,6 +31,7 @@
 pub mod foundation;
 pub mod sys;
 pub mod model;
+pub mod identity;
 pub mod wireguard;
 pub mod net;
 pub mod ebpf;

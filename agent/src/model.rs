@@ -7,6 +7,7 @@
 //! ten thousand, for who makes it and for who asks [`Model::changes_since`]. No tokio, sockets, files or clock in here.
 
 pub mod key;
+pub mod mesh;
 pub mod ordered;
 pub mod peer;
 

@@ -3,6 +3,7 @@
 mod accounting;
 mod agent;
 mod callers;
+mod contract;
 mod dns;
 mod harness;
 mod net;

@@ -41,14 +41,28 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const PREFACE_BYTES: usize = 24;
 
 /// Accepts until `stop` is requested; `connection` serves one stream and is asked to end by a clone of `stop`.
-pub(super) async fn accept_loop<S, A, C>(name: &'static str, accept: impl Fn() -> A, serve: C, mut stop: Stop)
+pub(super) async fn accept_loop<S, A, C>(name: &'static str, accept: impl Fn() -> A, serve: C, stop: Stop)
 where
+    A: Future<Output = io::Result<S>> + Send,
+    C: AsyncServe<S>,
+{
+    accept_up_to(MAX_CONNECTIONS, name, accept, serve, stop).await;
+}
+
+/// [`accept_loop`] with another number of connections at a time.
+pub(super) async fn accept_up_to<S, A, C>(
+    most: usize,
+    name: &'static str,
+    accept: impl Fn() -> A,
+    serve: C,
+    mut stop: Stop,
+) where
     A: Future<Output = io::Result<S>> + Send,
     C: AsyncServe<S>,
 {
     let mut connections = Group::new("connection");
     loop {
-        let has_room = connections.len() < MAX_CONNECTIONS;
+        let has_room = connections.len() < most;
         let accepted = tokio::select! {
             () = stop.requested() => break,
             () = connections.one_ended() => continue,

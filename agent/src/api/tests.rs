@@ -60,6 +60,9 @@ impl Fixture {
             readiness: Readiness::default(),
             metrics: Metrics::default(),
             pm3,
+            identity: identity(),
+            mesh: watch::Sender::new(Arc::new(mesh())).subscribe(),
+            has_web: true,
             gateway: watch::Sender::default().subscribe(),
             commands: commands_tx,
         };
@@ -87,6 +90,35 @@ pub(crate) fn model() -> Model {
     };
     let peers = vec![peer("gamma", 3, "10.80.0.3/32"), peer("beta", 2, "10.80.0.2/32")];
     Model::new(node, "weft.internal".to_owned(), peers).expect("a right model")
+}
+
+fn identity() -> Identity {
+    let authority = crate::identity::authority::Authority::create(std::time::SystemTime::now()).expect("an authority");
+    Identity::in_memory(&authority, &"alpha".parse().expect("a label"), "weft.internal").expect("an identity")
+}
+
+/// Alpha leads, beta votes and lies behind a NAT.
+fn mesh() -> Mesh {
+    let mut mesh = Mesh::empty("alpha".parse().expect("a label"));
+    mesh.leader = Some(mesh.own.clone());
+    mesh.ipv4 = Some("10.80.0.0/16".parse().expect("a network"));
+    for (name, key, endpoint) in [("alpha", 0xaa, Some("192.0.2.1")), ("beta", 2, None)] {
+        let id: crate::foundation::id::NodeId = name.parse().expect("a label");
+        let member = crate::model::mesh::Member {
+            id: id.clone(),
+            public_key: PublicKey::from_bytes([key; 32]),
+            primary_endpoint: endpoint.map(|text| text.parse().expect("an address")),
+            endpoints: Vec::new(),
+            ports: crate::model::mesh::Ports { raft: 9443, grpc: 8443, wireguard: 51820 },
+            ipv4: Some(std::net::Ipv4Addr::new(10, 80, 0, key)),
+            ipv6: Some("fdaa:bbcc:ddee:1::/64".parse().expect("a network")),
+            is_voter: true,
+            created_at: std::time::SystemTime::UNIX_EPOCH,
+            updated_at: std::time::SystemTime::UNIX_EPOCH,
+        };
+        mesh.members.insert(id, Arc::new(member));
+    }
+    mesh
 }
 
 fn peer(name: &str, key: u8, allowed: &str) -> Peer {

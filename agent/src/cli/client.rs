@@ -53,6 +53,8 @@ pub(super) enum ClientError {
     },
     #[error("the agent refused: {0}")]
     Refused(ApiError),
+    #[error("the agent refused: {}", .0.message())]
+    Status(Box<tonic::Status>),
     #[error("the stream from the agent broke off")]
     Stream(#[source] Box<tonic::Status>),
 }
@@ -62,10 +64,20 @@ impl ClientError {
         match self {
             Self::NotRunning(_) => Exit::NotRunning,
             Self::Refused(error) => Exit::from_code(error.code.mapping().exit),
-            Self::Denied(_) | Self::Connect { .. } | Self::Exchange { .. } | Self::Answer { .. } | Self::Stream(_) => {
-                Exit::Failed
-            }
+            Self::Status(status) if status.code() == tonic::Code::InvalidArgument => Exit::Usage,
+            Self::Denied(_)
+            | Self::Connect { .. }
+            | Self::Exchange { .. }
+            | Self::Answer { .. }
+            | Self::Status(_)
+            | Self::Stream(_) => Exit::Failed,
         }
+    }
+}
+
+impl From<tonic::Status> for ClientError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Status(Box::new(status))
     }
 }
 
@@ -115,6 +127,11 @@ impl Client {
 
     /// A gRPC client over the socket.
     pub(super) async fn grpc(&self) -> Result<AgentClient<Channel>, ClientError> {
+        Ok(AgentClient::new(self.channel().await?).max_decoding_message_size(LARGEST_ANSWER_BYTES))
+    }
+
+    /// A gRPC connection over the socket, for any service.
+    pub(super) async fn channel(&self) -> Result<Channel, ClientError> {
         // Connected once by hand first: tonic buries the cause.
         drop(self.connect().await?);
         let socket = self.socket.clone();
@@ -126,8 +143,7 @@ impl Client {
             what: "a stream".to_owned(),
             source: source.into(),
         };
-        let channel = Endpoint::from_static("http://weft").connect_with_connector(connector).await.map_err(failed)?;
-        Ok(AgentClient::new(channel).max_decoding_message_size(LARGEST_ANSWER_BYTES))
+        Endpoint::from_static("http://weft").connect_with_connector(connector).await.map_err(failed)
     }
 
     async fn connect(&self) -> Result<UnixStream, ClientError> {

@@ -18,6 +18,7 @@ pub fn restart_keys(running: &Config, wanted: &Config) -> Vec<&'static str> {
         ("[dns]", running.dns == wanted.dns),
         ("[gateway]", running.gateway == wanted.gateway),
         ("[web]", running.web == wanted.web),
+        ("[grpc]", running.grpc == wanted.grpc),
         ("log.format", running.log.format == wanted.log.format),
     ];
     checks.into_iter().filter_map(|(key, same)| (!same).then_some(key)).collect()

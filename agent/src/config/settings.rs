@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Config;
-use crate::api::{gateway, web};
+use crate::api::{contract, gateway, web};
 use crate::dns::wire::{NotAName, WireName};
 use crate::foundation::id::{InvalidName, NodeId};
 use crate::foundation::telemetry::{self, TelemetryError};
@@ -27,6 +27,7 @@ pub struct Settings {
     pub gateway: gateway::config::Config,
     pub callers: ebpf::callers::Settings,
     pub web: web::config::Settings,
+    pub grpc: contract::Config,
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
 }
@@ -135,6 +136,7 @@ fn assemble(
             .map_err(gateway::config::ConfigError::from)?,
         gateway: config.gateway.clone(),
         web: config.web.settings()?,
+        grpc: config.grpc.clone(),
         state_dir: config.state_dir.clone(),
         run_dir: config.run_dir.clone(),
         wireguard: Arc::new(wireguard),

@@ -80,6 +80,8 @@ const PACKAGES: &[Package] = &[
     package(Group::Test, "xz-utils", "xz", "the guests' kernel, unpacked"),
     package(Group::Test, "zstd", "zstd", "image of the guests"),
     package(Group::Test, "dash", "dash", "shell of the guests"),
+    package(Group::Test, "python3-grpcio", "", "a gRPC client of other hands"),
+    package(Group::Test, "python3-grpc-tools", "", "its stubs"),
     package(Group::Test, "strace", "strace", "counts the system calls that write"),
 ];
 

@@ -17,18 +17,19 @@ use tokio::sync::{Semaphore, oneshot};
 use super::caller::Caller;
 use crate::api::error::{ApiError, ErrorCode};
 use crate::api::web::exposition;
-use crate::api::{Command, CommandResult, Sources, carry_out, grpc, http, methods, view};
+use crate::api::{Command, CommandResult, Sources, carry_out, contract, grpc, http, methods, view};
 use crate::foundation::lifecycle::Stop;
 use crate::pm3::caller as vouched;
 
 /// What exists, for those who ask for something else.
 const EXISTS: &str =
-    "GET or POST /status /status/peers; GET /metrics; POST /down; gRPC weft.v1.Agent; the methods of pm3";
+    "GET or POST /status /status/peers; GET /metrics; POST /down; gRPC weft.v1 and v1; the methods of pm3";
 
 /// The answers for those who may call.
 pub(super) fn granted(sources: Arc<Sources>, stop: Stop) -> Router {
     let slots = Arc::new(Semaphore::new(http::MAX_REQUESTS));
     let agent = grpc::service(Arc::clone(&sources), stop);
+    let contract = contract::routes(&sources).reset_fallback().layer(Extension(contract::caller::Caller::Local));
     Router::new()
         .route("/status", get(status).post(status))
         .route("/status/peers", get(peers).post(peers))
@@ -41,6 +42,7 @@ pub(super) fn granted(sources: Arc<Sources>, stop: Stop) -> Router {
         .fallback(method)
         .with_state(sources)
         .route_service("/weft.v1.Agent/{method}", agent)
+        .merge(contract)
 }
 
 /// The one answer for those who may not.

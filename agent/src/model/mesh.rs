@@ -1,0 +1,85 @@
+//! The mesh as the replicated state has it: who is a member, with which key, addresses and ports, and who leads.
+//!
+//! Spread as `watch<Arc<Mesh>>`. A mesh made from another shares what did not change with it. Pure.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use super::key::PublicKey;
+use super::ordered::Ordered;
+use crate::foundation::id::NodeId;
+
+/// Every member, this node included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mesh {
+    /// This node.
+    pub own: NodeId,
+    /// Who leads now; `None` while nobody does.
+    pub leader: Option<NodeId>,
+    /// The range the IPv4 addresses come from.
+    pub ipv4: Option<Ipv4Net>,
+    /// The /48 the /64 of each node comes from.
+    pub ipv6: Option<Ipv6Net>,
+    pub members: Ordered<NodeId, Arc<Member>>,
+}
+
+/// A member of the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    pub id: NodeId,
+    /// Of its tunnel.
+    pub public_key: PublicKey,
+    /// Where others reach it first; `None`: it is taken to be behind a NAT.
+    pub primary_endpoint: Option<IpAddr>,
+    /// Where else it may be reached.
+    pub endpoints: Vec<IpAddr>,
+    pub ports: Ports,
+    pub ipv4: Option<Ipv4Addr>,
+    /// Its /64.
+    pub ipv6: Option<Ipv6Net>,
+    /// Whether it has a vote; it may hold the log without one.
+    pub is_voter: bool,
+    pub created_at: SystemTime,
+    /// When it joined last.
+    pub updated_at: SystemTime,
+}
+
+/// Where a member listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ports {
+    pub raft: u16,
+    pub grpc: u16,
+    pub wireguard: u16,
+}
+
+/// What a member is in the consensus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    Leader,
+    Voter,
+    NonVoter,
+}
+
+impl Mesh {
+    /// A mesh without members.
+    pub fn empty(own: NodeId) -> Self {
+        Self { own, leader: None, ipv4: None, ipv6: None, members: Ordered::new() }
+    }
+
+    /// The member with this id.
+    pub fn member(&self, id: &NodeId) -> Option<&Arc<Member>> {
+        self.members.get(id)
+    }
+
+    /// What this member is in the consensus.
+    pub fn standing(&self, member: &Member) -> Standing {
+        match &self.leader {
+            Some(leader) if *leader == member.id => Standing::Leader,
+            Some(_) | None if member.is_voter => Standing::Voter,
+            Some(_) | None => Standing::NonVoter,
+        }
+    }
+}
