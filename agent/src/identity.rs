@@ -329,7 +329,7 @@ fn read_current(id: &NodeId, path: &Path, material: &Material) -> Result<Current
     let ca = certificate::from_pem(&material.ca_pem).map_err(unusable)?;
     let certificate = certificate::facts(&material.certificate_pem).map_err(unusable)?;
     if certificate.member.name != *id {
-        let found = certificate.member.name.clone();
+        let found = certificate.member.name;
         return Err(IdentityError::OtherNode { path: path.to_owned(), found, wanted: id.clone() });
     }
     let authority = match &material.ca_key_pem {

@@ -77,9 +77,12 @@ pub struct Grpc {
 /// [`GrpcError`], naming the key.
 pub fn bind(address: SocketAddr, identity: Identity) -> Result<Bound, GrpcError> {
     let acceptor = identity.server_config(Purpose::Grpc)?;
-    let listener = listen(address).map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => GrpcError::InUse { address, source },
-        _ => GrpcError::Listen { address, source },
+    let listener = listen(address).map_err(|source| {
+        if source.kind() == io::ErrorKind::AddrInUse {
+            GrpcError::InUse { address, source }
+        } else {
+            GrpcError::Listen { address, source }
+        }
     })?;
     let address = listener.local_addr().map_err(|source| GrpcError::Listen { address, source })?;
     Ok(Bound { listener, address, acceptor, identity })
