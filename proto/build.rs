@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     "v1/admin.proto",
     "v1/admin_messages.proto",
     "v1/mesh.proto",
@@ -17,6 +17,7 @@ const FILES: [&str; 13] = [
     "v1/peer_discovery.proto",
     "v1/webrtc.proto",
     "v1/webrtc_messages.proto",
+    "weft/store/v1/store.proto",
     "weft/v1/agent.proto",
     "weft/v1/certificates.proto",
 ];

@@ -33,6 +33,7 @@ use crate::model::Model;
 use crate::model::mesh::Mesh;
 use crate::pm3::failure::{Failure, Kind};
 use crate::pm3::{self, Pm3};
+use crate::store;
 use crate::wireguard::status::PeerFigures;
 use crate::{dns, ebpf, net, wireguard};
 
@@ -49,6 +50,9 @@ pub struct Sources {
     pub accounting: watch::Receiver<ebpf::status::Status>,
     pub dns: watch::Receiver<Arc<dns::status::Status>>,
     pub figures: FiguresReader,
+    pub store: store::Handle,
+    /// Where backups lie while they are sent.
+    pub state_dir: std::path::PathBuf,
     pub readiness: Readiness,
     pub metrics: Metrics,
     pub pm3: Arc<Pm3>,

@@ -10,6 +10,7 @@
 //! | `dns` | `watch` of the model and the link, queries | `watch` of its status |
 //! | `monitor` | rtnetlink multicast | triggers of the reconcilers |
 //! | `gateway` | `watch` of the model, connections | `watch` of its status, [`Command`]s |
+//! | `store` and those of [`crate::store`] | statements, the other members | `watch` of its status, changed tables |
 //! | `callers` | a timer | `watch` of its status: a connection of its own proves that callers are recorded |
 //! | `system` | a timer | the figures of the host for `/system` |
 //! | `log-history`, a thread | log lines, bounded | files in `logs/` |
@@ -50,6 +51,7 @@ use crate::foundation::metrics::Metrics;
 use crate::foundation::telemetry::{self, History, LevelHandle, TelemetryError};
 use crate::identity::{Identity, IdentityError};
 use crate::pm3::{self, Pm3, Pm3Error};
+use crate::store;
 use domains::{Domains, DomainsError};
 use loops::End;
 use privileges::{PrivilegeError, Roles};
@@ -189,6 +191,7 @@ async fn serve_until_stopped(
         warn!(%error, "the log is not kept; `weft tail` shows only what comes");
     }
     let figures = domains.figures_reader();
+    let store = store::start(store_inputs(&settings), &metrics, readiness.block("store"), domain_shutdown.stop());
     let pm3 = Pm3::start(pm3::Inputs {
         model: domains.model(),
         agent: Arc::new(ForMethods { commands: commands_tx.clone(), figures: figures.clone() }),
@@ -223,6 +226,8 @@ async fn serve_until_stopped(
         accounting: domains.accounting.status(),
         dns: domains.dns.status(),
         figures,
+        store: store.clone(),
+        state_dir: settings.state_dir.clone(),
         pm3,
         mesh: mesh::alone(&settings, &identity),
         identity: identity.clone(),
@@ -244,6 +249,17 @@ async fn serve_until_stopped(
     drop(ready);
     stop(domains, settings, end, domain_shutdown, listener_shutdown).await;
     Ok(())
+}
+
+/// The replicated database of this node; alone it is a cluster of one.
+fn store_inputs(settings: &Settings) -> store::Inputs {
+    store::Inputs {
+        config: settings.store.clone(),
+        node: settings.model.node.id.clone(),
+        directory: settings.state_dir.join("store"),
+        schemas: Vec::new(),
+        formation: store::Formation::Alone,
+    }
 }
 
 /// The effective configuration, once; it holds no secret, key files are named by path only.

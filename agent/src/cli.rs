@@ -15,6 +15,7 @@ mod output;
 mod peers;
 mod ping;
 mod status;
+mod store;
 mod tail;
 mod top;
 mod version;
@@ -119,6 +120,8 @@ enum Failure {
     Dns(#[from] dns::DnsError),
     #[error(transparent)]
     Cert(#[from] cert::CertError),
+    #[error(transparent)]
+    Store(#[from] store::StoreCommandError),
 }
 
 impl Failure {
@@ -130,13 +133,15 @@ impl Failure {
             Self::Client(error) => error.exit(),
             Self::Ping(error) => error.exit(),
             Self::Dns(error) => error.exit(),
+            Self::Store(store::StoreCommandError::Bind(_)) => Exit::Usage,
             Self::Config(_)
             | Self::Settings(_)
             | Self::Write(_)
             | Self::Runtime(_)
             | Self::Command(_)
             | Self::Cert(_)
-            | Self::Import(_) => Exit::Failed,
+            | Self::Import(_)
+            | Self::Store(_) => Exit::Failed,
         };
         output::complain(&format!("weft: {}\n", chain(&self)));
         exit
@@ -244,6 +249,9 @@ enum ClientCommand {
     /// Make certificates for operators and tools
     #[command(subcommand)]
     Cert(cert::CertCommand),
+    /// Read, change and save the replicated database
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Print a completion script for a shell
     #[command(after_help = "Examples:\n  weft completions bash > /etc/bash_completion.d/weft\n  \
                             weft completions zsh > \"${fpath[1]}/_weft\"\n  \
@@ -424,6 +432,92 @@ struct QueryArgs {
     json: bool,
 }
 
+#[derive(Debug, Subcommand)]
+enum StoreCommand {
+    /// Show the rows of a query
+    #[command(after_help = "Examples:\n  weft store query 'SELECT name FROM sqlite_schema'\n  \
+                            weft store query 'SELECT * FROM t WHERE id = ? AND at < :t' --bind int:7 --bind :t=time:2026-01-02T03:04:05Z")]
+    Query(SqlArgs),
+    /// Carry out statements, all or none
+    ///
+    /// The statements are one entry of the replicated log. What would differ between members (random(), the time now) is
+    /// refused: bind it with --bind. Weft's own tables (weft_…) are written only where --own-table names them.
+    #[command(after_help = "Examples:\n  weft store exec 'CREATE TABLE t (id INTEGER PRIMARY KEY, at TIMESTAMP)'\n  \
+                            weft store exec 'INSERT INTO t (at) VALUES (?)' --bind time:2026-01-02T03:04:05Z\n  \
+                            weft store exec 'DELETE FROM t' 'DROP TABLE t'")]
+    Exec(ExecArgs),
+    /// Say whenever rows of tables change, until Ctrl-C
+    Watch {
+        /// The tables
+        #[arg(required = true)]
+        tables: Vec<String>,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Save the whole database to a file
+    Backup {
+        /// The file, which does not exist yet
+        file: PathBuf,
+        /// What was written, as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Begin a new store from a backup, while no agent runs
+    ///
+    /// The store of this node becomes a cluster of one with the content of the backup; what was there is kept beside it. Other
+    /// nodes join it again.
+    #[command(
+        after_help = "Example:\n  systemctl stop weft && sudo weft store restore /root/weft.db && systemctl start weft"
+    )]
+    Restore(RestoreArgs),
+    /// Show the role, the leader, the members and the sizes
+    Status(JsonArgs),
+}
+
+#[derive(Debug, Args)]
+struct SqlArgs {
+    /// The query
+    sql: String,
+    /// A parameter as [:NAME=]TYPE:VALUE, TYPE one of int, real, bool, text, blob (hexadecimal), time (RFC 3339), null
+    #[arg(long, value_name = "PARAMETER")]
+    bind: Vec<String>,
+    /// Read what this node has, without asking the others
+    #[arg(long)]
+    local: bool,
+    /// The rows as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ExecArgs {
+    /// The statements
+    #[arg(required = true)]
+    sql: Vec<String>,
+    /// A parameter as [:NAME=]TYPE:VALUE, for each of the statements
+    #[arg(long, value_name = "PARAMETER")]
+    bind: Vec<String>,
+    /// One of Weft's own tables that may be written
+    #[arg(long, value_name = "TABLE")]
+    own_table: Vec<String>,
+    /// Undo everything unless each statement affects so many rows
+    #[arg(long, value_name = "ROWS")]
+    expecting: Option<u64>,
+    /// What was done, as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct RestoreArgs {
+    /// The backup
+    file: PathBuf,
+    /// What was done, as JSON
+    #[arg(long)]
+    json: bool,
+}
+
 fn dispatch(target: &Target, command: &ClientCommand, daemon: Daemon) -> Result<Exit, Failure> {
     match command {
         ClientCommand::Status(args) => block_on(async { status::run(&target.client()?, args).await }),
@@ -438,6 +532,7 @@ fn dispatch(target: &Target, command: &ClientCommand, daemon: Daemon) -> Result<
         ClientCommand::Import(ImportCommand::WgQuick(args)) => wg_quick::run(args),
         ClientCommand::Dns(DnsCommand::Query(args)) => block_on(async { dns::run(target, args).await }),
         ClientCommand::Cert(command) => block_on(async { cert::run(&target.client()?, command).await }),
+        ClientCommand::Store(command) => block_on(async { store::run(target, command).await }),
         ClientCommand::Completions { shell } => completions(*shell),
         ClientCommand::Version(args) => block_on(async { version::run(&target.client()?, args.json).await }),
     }

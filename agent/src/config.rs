@@ -16,7 +16,7 @@ use crate::api::{contract, gateway, web};
 use crate::foundation::id::{InstanceName, NodeId};
 use crate::foundation::telemetry;
 use crate::sys::file::{self, FileError};
-use crate::{dns, ebpf, net, wireguard};
+use crate::{dns, ebpf, net, store, wireguard};
 
 pub use overrides::{Override, OverrideError};
 pub use reload::restart_keys;
@@ -45,6 +45,7 @@ pub struct Config {
     pub gateway: gateway::config::Config,
     pub web: web::config::Config,
     pub grpc: contract::Config,
+    pub store: store::config::Config,
     pub log: telemetry::Config,
 }
 
@@ -64,6 +65,7 @@ impl Default for Config {
             gateway: gateway::config::Config::default(),
             web: web::config::Config::default(),
             grpc: contract::Config::default(),
+            store: store::config::Config::default(),
             log: telemetry::Config::default(),
         }
     }

@@ -6,6 +6,7 @@
 //! | [`sys`] | plumbing to the operating system, with the only `unsafe` of this crate |
 //! | [`model`] | pure data: this node and its peers, and what is derived from them |
 //! | [`identity`] | the mesh authority, this node's certificate, join tokens, TLS |
+//! | [`store`] | the replicated SQL database: Raft log, SQLite state machine |
 //! | [`wireguard`] | the tunnel device: keys, peers, endpoints; kernel or embedded |
 //! | [`net`] | addresses, MTU and routes of the link; our nftables table |
 //! | [`ebpf`] | the BPF programs, their pins, the per-peer accounting |
@@ -32,6 +33,7 @@ pub mod foundation;
 pub mod sys;
 pub mod model;
 pub mod identity;
+pub mod store;
 pub mod wireguard;
 pub mod net;
 pub mod ebpf;

@@ -14,6 +14,13 @@ pub mod v1 {
 
 /// Weft's own packages.
 pub mod weft {
+    /// The replicated database; the source is `weft/store/v1/store.proto`.
+    pub mod store {
+        /// Its first version.
+        pub mod v1 {
+            tonic::include_proto!("weft.store.v1");
+        }
+    }
     /// What an agent tells about itself, and our additions to the contract; the sources are `weft/v1/*.proto`.
     pub mod v1 {
         tonic::include_proto!("weft.v1");

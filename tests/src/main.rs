@@ -8,6 +8,7 @@ mod dns;
 mod harness;
 mod net;
 mod pm3;
+mod store;
 mod tunnel;
 mod web;
 mod wireguard;

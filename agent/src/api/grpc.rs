@@ -1,5 +1,7 @@
 //! The gRPC service `weft.v1.Agent`.
 
+pub(super) mod store;
+
 use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;

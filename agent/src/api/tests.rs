@@ -57,6 +57,8 @@ impl Fixture {
             accounting: watch::Sender::default().subscribe(),
             dns: watch::Sender::default().subscribe(),
             figures: FiguresReader::new(|| Box::pin(async { figures() })),
+            store: store::Handle::absent(),
+            state_dir: state.path().to_owned(),
             readiness: Readiness::default(),
             metrics: Metrics::default(),
             pm3,

@@ -31,6 +31,7 @@ pub fn status(sources: &Sources) -> proto::Status {
     let accounting = accounting_status(&sources.accounting.borrow());
     let dns = dns_status(&model, &sources.dns.borrow());
     let waiting_for: Vec<String> = sources.readiness.pending().into_iter().map(str::to_owned).collect();
+    let store = store_status(&sources.store.status().borrow());
     let problems = problems([
         ("wireguard", &wireguard.errors),
         ("network", &network.errors),
@@ -38,6 +39,7 @@ pub fn status(sources: &Sources) -> proto::Status {
         ("accounting", &accounting.errors),
         ("dns", &dns.errors),
         ("gateway", &sources.gateway.borrow().errors),
+        ("store", &sources.store.status().borrow().errors),
     ]);
     let gateway = gateway_status(&sources.gateway.borrow());
     let mut fallbacks = fallbacks(&wireguard, &accounting);
@@ -61,6 +63,7 @@ pub fn status(sources: &Sources) -> proto::Status {
         accounting: Some(accounting),
         dns: Some(dns),
         gateway: Some(gateway),
+        store: Some(store),
     }
 }
 
@@ -93,6 +96,16 @@ fn fallbacks(wireguard: &proto::WireguardStatus, accounting: &proto::AccountingS
 fn notices(net: &net::status::Status, firewall: &net::status::FirewallStatus) -> Vec<String> {
     let network = net.notices.iter().map(|notice| format!("network: {notice}"));
     network.chain(firewall.notices.iter().map(|notice| format!("firewall: {notice}"))).collect()
+}
+
+fn store_status(status: &crate::store::Status) -> proto::StoreStatus {
+    proto::StoreStatus {
+        role: status.role.to_string(),
+        leader: status.leader.as_ref().map(ToString::to_string),
+        members: as_u64(status.members.len()),
+        voters: as_u64(status.members.iter().filter(|member| member.voter).count()),
+        errors: status.errors.clone(),
+    }
 }
 
 fn wireguard_status(model: &Model, status: &wireguard::status::Status) -> proto::WireguardStatus {

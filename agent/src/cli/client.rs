@@ -21,7 +21,7 @@ use crate::api::error::{ApiError, ErrorCode};
 use crate::foundation::task::{self, Task};
 
 /// No answer is larger: 10,000 peers are about 8 MB of JSON.
-const LARGEST_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+pub(super) const LARGEST_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
 /// Why the agent could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -64,13 +64,10 @@ impl ClientError {
         match self {
             Self::NotRunning(_) => Exit::NotRunning,
             Self::Refused(error) => Exit::from_code(error.code.mapping().exit),
-            Self::Status(status) if status.code() == tonic::Code::InvalidArgument => Exit::Usage,
-            Self::Denied(_)
-            | Self::Connect { .. }
-            | Self::Exchange { .. }
-            | Self::Answer { .. }
-            | Self::Status(_)
-            | Self::Stream(_) => Exit::Failed,
+            Self::Status(status) => Exit::from_code(exit_of(status.code())),
+            Self::Denied(_) | Self::Connect { .. } | Self::Exchange { .. } | Self::Answer { .. } | Self::Stream(_) => {
+                Exit::Failed
+            }
         }
     }
 }
@@ -79,6 +76,12 @@ impl From<tonic::Status> for ClientError {
     fn from(status: tonic::Status) -> Self {
         Self::Status(Box::new(status))
     }
+}
+
+/// The exit code of a gRPC status, by the one table of failures.
+fn exit_of(code: tonic::Code) -> u8 {
+    let known = [ErrorCode::InvalidArgument, ErrorCode::NotReady].map(ErrorCode::mapping);
+    known.iter().find(|mapping| mapping.grpc == code).map_or(1, |mapping| mapping.exit)
 }
 
 /// What a command answers.

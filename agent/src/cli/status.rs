@@ -123,7 +123,17 @@ fn fields(status: &proto::Status) -> Vec<(&'static str, String)> {
         ("accounting", counted(&accounting)),
         ("DNS", dns_line(&dns)),
         ("pm3 API", gateway_line(&status.gateway.clone().unwrap_or_default())),
+        ("store", status.store.as_ref().map(store_line).unwrap_or_default()),
     ]
+}
+
+fn store_line(store: &proto::StoreStatus) -> String {
+    let leader = store.leader.as_ref().map_or_else(|| "no leader".to_owned(), |leader| format!("{leader} leads"));
+    match store.members {
+        0 => "not open".to_owned(),
+        1 => format!("{}, alone", store.role),
+        members => format!("{}, {leader}, {} of {members} members vote", store.role, store.voters),
+    }
 }
 
 fn link(wireguard: &proto::WireguardStatus, network: &proto::NetworkStatus) -> String {

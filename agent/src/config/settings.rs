@@ -13,7 +13,7 @@ use crate::model::{Model, ModelError, Node};
 use crate::sys::file::{self, FileError};
 use crate::wireguard::config::{ConfigError as WireguardError, PeerConfig, PeerKeyError};
 use crate::wireguard::key_file::KeyFileError;
-use crate::{dns, ebpf, net, wireguard};
+use crate::{dns, ebpf, net, store, wireguard};
 
 /// A configuration that is right as a whole, cut into what each domain takes.
 #[derive(Debug, Clone)]
@@ -28,6 +28,7 @@ pub struct Settings {
     pub callers: ebpf::callers::Settings,
     pub web: web::config::Settings,
     pub grpc: contract::Config,
+    pub store: store::config::Config,
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
 }
@@ -59,6 +60,8 @@ pub enum ResolveError {
     Gateway(#[from] gateway::config::ConfigError),
     #[error(transparent)]
     Web(#[from] web::config::ConfigError),
+    #[error(transparent)]
+    Store(#[from] store::config::ConfigError),
     #[error(transparent)]
     Accounting(#[from] ebpf::config::ConfigError),
 }
@@ -107,6 +110,7 @@ fn checked_peers(config: &Config) -> Result<Vec<PeerConfig>, ResolveError> {
     telemetry::parse_level(&config.log.level)?;
     config.accounting.validate()?;
     config.gateway.validate()?;
+    config.store.validate()?;
     WireName::parse(&config.dns.domain).map_err(ResolveError::Domain)?;
     Ok(config.peer.iter().map(|peer| peer.clone().validate()).collect::<Result<_, _>>()?)
 }
@@ -137,6 +141,7 @@ fn assemble(
         gateway: config.gateway.clone(),
         web: config.web.settings()?,
         grpc: config.grpc.clone(),
+        store: config.store.clone(),
         state_dir: config.state_dir.clone(),
         run_dir: config.run_dir.clone(),
         wireguard: Arc::new(wireguard),

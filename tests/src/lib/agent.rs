@@ -381,6 +381,11 @@ impl<'a> TestAgent<'a> {
         Ok(process.log())
     }
 
+    /// The process id of the running agent.
+    pub fn pid(&self) -> Option<i32> {
+        self.process.as_ref().and_then(|process| i32::try_from(process.pid()).ok())
+    }
+
     /// The running process.
     pub fn process(&mut self) -> Option<&mut Process> {
         self.process.as_mut()

@@ -7,7 +7,7 @@ use super::{Finding, finding};
 const LAYERS: &[&[&str]] = &[
     &["foundation"],
     &["sys", "model"],
-    &["identity"],
+    &["store", "identity"],
     &["wireguard", "net", "ebpf", "dns"],
     &["doctor"],
     &["pm3"],

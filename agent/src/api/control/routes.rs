@@ -22,14 +22,14 @@ use crate::foundation::lifecycle::Stop;
 use crate::pm3::caller as vouched;
 
 /// What exists, for those who ask for something else.
-const EXISTS: &str =
-    "GET or POST /status /status/peers; GET /metrics; POST /down; gRPC weft.v1 and v1; the methods of pm3";
+const EXISTS: &str = "GET or POST /status /status/peers; GET /metrics; POST /down; gRPC weft.v1, weft.store.v1 and v1; the methods of pm3";
 
 /// The answers for those who may call.
 pub(super) fn granted(sources: Arc<Sources>, stop: Stop) -> Router {
     let slots = Arc::new(Semaphore::new(http::MAX_REQUESTS));
-    let agent = grpc::service(Arc::clone(&sources), stop);
     let contract = contract::routes(&sources).reset_fallback().layer(Extension(contract::caller::Caller::Local));
+    let agent = grpc::service(Arc::clone(&sources), stop.clone());
+    let store = grpc::store::service(sources.store.clone(), sources.state_dir.clone(), stop);
     Router::new()
         .route("/status", get(status).post(status))
         .route("/status/peers", get(peers).post(peers))
@@ -42,6 +42,7 @@ pub(super) fn granted(sources: Arc<Sources>, stop: Stop) -> Router {
         .fallback(method)
         .with_state(sources)
         .route_service("/weft.v1.Agent/{method}", agent)
+        .route_service("/weft.store.v1.Store/{method}", store)
         .merge(contract)
 }
 

@@ -1,0 +1,92 @@
+//! Threads that read: each with a connection of its own, so that a long query delays neither the log nor the runtime.
+//!
+//! SQLite's write-ahead log gives every reader one consistent state, with the position it belongs to.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::run::{Failure, Runner};
+use super::{read_position, reader};
+use crate::store::error::{OpenError, StoreError};
+use crate::store::statement::{Outcome, Rows, Statement};
+
+/// Threads: as many as this machine's smallest host has processors.
+const THREADS: usize = 2;
+/// Queries that wait for one thread; more are told to try again.
+const QUEUE: usize = 1024;
+
+type Job = (Statement, oneshot::Sender<Result<Rows, StoreError>>);
+
+/// The threads; cheap to clone.
+#[derive(Debug, Clone)]
+pub(in crate::store) struct Readers {
+    queues: Arc<[mpsc::Sender<Job>]>,
+    next: Arc<AtomicUsize>,
+}
+
+impl Readers {
+    /// Starts them on the database at `path`, which exists.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub(in crate::store) fn start(path: &Path) -> Result<Self, OpenError> {
+        let mut queues = Vec::with_capacity(THREADS);
+        for _ in 0..THREADS {
+            let failed = |source| OpenError::Database { path: path.to_owned(), source };
+            let runner = reader(path).and_then(Runner::reading).map_err(failed)?;
+            let (queue, jobs) = mpsc::channel(QUEUE);
+            start(runner, jobs).map_err(|source| OpenError::File {
+                action: "start a thread that reads",
+                path: path.to_owned(),
+                source,
+            })?;
+            queues.push(queue);
+        }
+        Ok(Self { queues: queues.into(), next: Arc::default() })
+    }
+
+    /// The rows of `statement` in what is applied here.
+    pub(in crate::store) async fn query(&self, statement: Statement) -> Result<Rows, StoreError> {
+        let (done, answer) = oneshot::channel();
+        let place = self.next.fetch_add(1, Ordering::Relaxed) % self.queues.len();
+        let stopped = || StoreError::NotRunning("the threads that read are gone".to_owned());
+        self.queues[place].try_send((statement, done)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => StoreError::Busy,
+            mpsc::error::TrySendError::Closed(_) => stopped(),
+        })?;
+        answer.await.map_err(|_gone| stopped())?
+    }
+}
+
+fn start(mut runner: Runner, mut jobs: mpsc::Receiver<Job>) -> io::Result<()> {
+    let work = move || {
+        while let Some((statement, done)) = jobs.blocking_recv() {
+            if !done.is_closed() {
+                // Whoever asked may be gone by now.
+                done.send(answer(&mut runner, &statement)).unwrap_or_default();
+            }
+        }
+    };
+    thread::Builder::new().name("store-read".to_owned()).spawn(work).map(drop)
+}
+
+fn answer(runner: &mut Runner, statement: &Statement) -> Result<Rows, StoreError> {
+    let failed = |error: rusqlite::Error| StoreError::Failed(format!("failed to read the database: {error}"));
+    runner.inside(|connection| connection.prepare_cached("BEGIN")?.execute([])).map_err(failed)?;
+    let position = runner.inside(read_position);
+    let result = runner.run(statement, 1);
+    // A transaction that only read has nothing to lose.
+    runner.inside(|connection| connection.prepare_cached("COMMIT")?.execute([])).map_err(failed)?;
+    let index = position.map_err(failed)?.applied.map_or(0, |id| id.index);
+    match result {
+        Ok(Outcome::Rows(rows)) => Ok(Rows { index, ..rows }),
+        Ok(Outcome::Executed(_)) => Err(StoreError::Failed("a query gave no rows".to_owned())),
+        Err(Failure::Refused(refusal)) => Err(StoreError::Refused(refusal)),
+        Err(Failure::Broken(error)) => Err(failed(error)),
+    }
+}
