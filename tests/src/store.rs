@@ -73,13 +73,15 @@ fn what_was_acknowledged_survives_kills_at_any_moment() {
     let mut tried = BTreeSet::new();
     let mut next = 0;
     for round in 0..6 {
+        let first = next;
+        let agent_now = &agent;
         std::thread::scope(|scope| {
-            let writer = scope.spawn(|| {
+            let writer = scope.spawn(move || {
                 // Until the agent is killed under it.
                 let mut done = Vec::new();
-                for number in next.. {
+                for number in first.. {
                     let sql = format!("INSERT INTO t VALUES ({number})");
-                    let output = agent.cli(&["store", "exec", &sql]).expect("it runs");
+                    let output = agent_now.cli(&["store", "exec", &sql]).expect("it runs");
                     if !output.status.success() {
                         return (done, number);
                     }
@@ -87,7 +89,7 @@ fn what_was_acknowledged_survives_kills_at_any_moment() {
                 }
                 unreachable!("there is no last number")
             });
-            let enough = next + 20 + round * 3;
+            let enough = first + 20 + round * 3;
             eventually(DEADLINE, "some writes are done", || numbers(&agent).iter().any(|number| *number >= enough))
                 .expect("written");
             let pid = agent.pid().expect("it runs");

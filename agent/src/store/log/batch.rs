@@ -117,6 +117,13 @@ pub(super) fn whole(bytes: &Bytes) -> Option<(u64, Bytes)> {
 
 /// Whether anywhere in `bytes` there is a whole batch with a number above `sequence`.
 pub(super) fn holds_later(bytes: &Bytes, sequence: u64) -> bool {
-    let starts = (0..bytes.len().saturating_sub(HEADER_BYTES)).filter(|at| bytes[*at..].starts_with(&MAGIC));
-    starts.map(|at| bytes.slice(at..)).any(|rest| whole(&rest).is_some_and(|(found, _)| found > sequence))
+    let mut rest = bytes.clone();
+    while let Some(at) = rest.iter().position(|byte| *byte == MAGIC[0]) {
+        rest = rest.slice(at..);
+        if whole(&rest).is_some_and(|(found, _)| found > sequence) {
+            return true;
+        }
+        rest = rest.slice(1..);
+    }
+    false
 }
