@@ -468,7 +468,7 @@ enum StoreCommand {
     /// The store of this node becomes a cluster of one with the content of the backup; what was there is kept beside it. Other
     /// nodes join it again.
     #[command(
-        after_help = "Example:\n  systemctl stop weft && sudo weft store restore /root/weft.db && systemctl start weft"
+        after_help = "Example:\n  systemctl stop weft && sudo weft store restore ./weft.db && systemctl start weft"
     )]
     Restore(RestoreArgs),
     /// Show the role, the leader, the members and the sizes
