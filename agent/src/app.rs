@@ -205,14 +205,7 @@ async fn serve_until_stopped(
     };
     let classifier = recorded.clone().map(|recorded| recorded as Arc<dyn pm3::caller::Classifier>);
     let gateway = recorded.filter(|_| settings.gateway.enabled).map(|recorded| {
-        let inputs = gateway::Inputs {
-            config: settings.gateway.clone(),
-            pm3: Arc::clone(&pm3),
-            model: domains.model(),
-            classifier: Arc::<callers::Recorded>::clone(&recorded),
-            steering: Some(recorded),
-            metrics: metrics.clone(),
-        };
+        let inputs = gateway_inputs(&settings, recorded, &pm3, &domains, &metrics);
         gateway::start(inputs, listener_shutdown.stop())
     });
     let gateway_status = gateway.as_ref().map_or_else(|| watch::Sender::default().subscribe(), Gateway::status);
@@ -226,7 +219,7 @@ async fn serve_until_stopped(
         accounting: domains.accounting.status(),
         dns: domains.dns.status(),
         figures,
-        store: store.clone(),
+        store,
         state_dir: settings.state_dir.clone(),
         pm3,
         mesh: mesh::alone(&settings, &identity),
@@ -249,6 +242,23 @@ async fn serve_until_stopped(
     drop(ready);
     stop(domains, settings, end, domain_shutdown, listener_shutdown).await;
     Ok(())
+}
+
+fn gateway_inputs(
+    settings: &Settings,
+    recorded: Arc<callers::Recorded>,
+    pm3: &Arc<Pm3>,
+    domains: &Domains,
+    metrics: &Metrics,
+) -> gateway::Inputs {
+    gateway::Inputs {
+        config: settings.gateway.clone(),
+        pm3: Arc::clone(pm3),
+        model: domains.model(),
+        classifier: Arc::<callers::Recorded>::clone(&recorded),
+        steering: Some(recorded),
+        metrics: metrics.clone(),
+    }
 }
 
 /// The replicated database of this node; alone it is a cluster of one.
