@@ -14,6 +14,8 @@ pub(super) enum Body {
     Whole(Option<Bytes>),
     /// As long as it comes; an error cuts the connection, so that nobody takes a part for the whole.
     Stream(BoxStream<'static, io::Result<Bytes>>),
+    /// A body of another's making, with a length and trailers of its own.
+    Other(Pin<Box<dyn hyper::body::Body<Data = Bytes, Error = io::Error> + Send>>),
 }
 
 impl Body {
@@ -42,11 +44,16 @@ impl hyper::body::Body for Body {
         match &mut *self {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(stream) => Pin::new(stream).poll_next(cx).map(|item| item.map(|chunk| chunk.map(Frame::data))),
+            Self::Other(body) => body.as_mut().poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Whole(None))
+        match self {
+            Self::Whole(bytes) => bytes.is_none(),
+            Self::Stream(_) => false,
+            Self::Other(body) => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -56,6 +63,7 @@ impl hyper::body::Body for Body {
                 SizeHint::with_exact(u64::try_from(length).unwrap_or(u64::MAX))
             }
             Self::Stream(_) => SizeHint::default(),
+            Self::Other(body) => body.size_hint(),
         }
     }
 }

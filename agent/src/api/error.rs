@@ -26,6 +26,8 @@ pub enum ErrorCode {
     Busy,
     /// The agent is starting or stopping.
     NotReady,
+    /// A server behind the agent did not do its part.
+    BadGateway,
     /// The agent tried and failed.
     Failed,
 }
@@ -52,6 +54,7 @@ impl ErrorCode {
             Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, tonic::Code::DeadlineExceeded, 1),
             Self::Busy => (StatusCode::TOO_MANY_REQUESTS, tonic::Code::ResourceExhausted, 1),
             Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, tonic::Code::Unavailable, 4),
+            Self::BadGateway => (StatusCode::BAD_GATEWAY, tonic::Code::Unavailable, 1),
             Self::Failed => (StatusCode::INTERNAL_SERVER_ERROR, tonic::Code::Internal, 1),
         };
         Mapping { http, grpc, exit }

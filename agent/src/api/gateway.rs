@@ -1,4 +1,5 @@
-//! The gateway: the pm3 API over HTTP/1.1, HTTP/2 and WebSocket on the pm3 address and the mesh addresses.
+//! The gateway: the pm3 API over HTTP/1.1, HTTP/2 and WebSocket on the pm3 address and the mesh addresses, and virtual hosts
+//! beside it on the same listeners.
 //!
 //! A connection is classified once, when it is accepted; a request can only lose trust ([`request`]). Whoever is not internal
 //! gets one clear refusal on loopback and a closed connection from elsewhere, where an answer would only help a scan.
@@ -14,6 +15,7 @@
 mod codec;
 pub mod config;
 mod connection;
+mod hosts;
 mod listener;
 mod metrics;
 mod patience;
@@ -38,6 +40,7 @@ use crate::model::Model;
 use crate::pm3::Pm3;
 use crate::pm3::caller::Classifier;
 use config::Config;
+use hosts::Hosts;
 use metrics::Counts;
 use request::Names;
 
@@ -100,6 +103,7 @@ struct Shared {
     names: Names,
     classifier: Arc<dyn Classifier>,
     server: auto::Builder<TokioExecutor>,
+    hosts: Hosts,
     /// Connections now.
     connections: AtomicUsize,
     counts: Counts,
@@ -110,12 +114,18 @@ pub fn start(inputs: Inputs, mut stop: Stop) -> Gateway {
     let Inputs { config, pm3, mut model, classifier, steering, metrics } = inputs;
     let (status_tx, status) = watch::channel(Status::default());
     let names = Names::new(pm3.node().as_str(), pm3.machine());
+    // The configuration was checked before the start.
+    let hosts = Hosts::new(&config.host, pm3.node().as_str()).unwrap_or_else(|error| {
+        tracing::error!(%error, "no virtual host is served");
+        Hosts::none()
+    });
     let shared = Arc::new(Shared {
         config,
         pm3,
         names,
         classifier,
         server: connection::server(),
+        hosts,
         connections: AtomicUsize::new(0),
         counts: Counts::default(),
     });

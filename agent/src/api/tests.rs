@@ -3,6 +3,7 @@
 mod over_control;
 mod over_gateway;
 mod over_grpc;
+mod over_hosts;
 mod over_web;
 
 use std::path::Path;

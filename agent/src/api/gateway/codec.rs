@@ -313,6 +313,7 @@ fn write_error_object(out: &mut Vec<u8>, error: &ApiError) {
         | ErrorCode::Timeout
         | ErrorCode::Busy
         | ErrorCode::NotReady
+        | ErrorCode::BadGateway
         | ErrorCode::Failed => -32000,
     };
     out.extend_from_slice(format!(",\"error\":{{\"code\":{number},\"message\":").as_bytes());

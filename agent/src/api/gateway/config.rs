@@ -1,11 +1,13 @@
 //! The `[gateway]` table.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::Deserialize;
 
+pub use super::hosts::config::{HostConfig, HostError, RouteConfig};
 use crate::ebpf::callers::config as callers;
 
 /// `[gateway]`.
@@ -17,7 +19,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Also port 80 of every address of this node in the mesh.
     pub listen_on_mesh: bool,
-    /// Proxies whose `X-Forwarded-For` is believed: the caller is the right-most address that is none of these.
+    /// Proxies whose `X-Forwarded-For` is believed: the client is the right-most address that is none of these. Limits and
+    /// counts are by that address, and servers are told it; a request through a proxy is external all the same.
     pub trusted_proxies: Vec<IpNet>,
     /// Connections at a time; further ones wait in the kernel's queue.
     pub max_connections: usize,
@@ -27,6 +30,8 @@ pub struct Config {
     pub caller: callers::Config,
     /// A table of address ranges in the iptoasn format, for `/ipinfo`.
     pub ip_table: Option<PathBuf>,
+    /// Virtual hosts by their names.
+    pub host: BTreeMap<String, HostConfig>,
 }
 
 impl Default for Config {
@@ -40,6 +45,7 @@ impl Default for Config {
             calls_per_second: None,
             caller: callers::Config::default(),
             ip_table: None,
+            host: BTreeMap::new(),
         }
     }
 }
@@ -57,6 +63,8 @@ pub enum ConfigError {
     EveryProxy(IpNet),
     #[error(transparent)]
     Caller(#[from] callers::ConfigError),
+    #[error(transparent)]
+    Host(#[from] HostError),
 }
 
 impl Config {
@@ -75,6 +83,9 @@ impl Config {
         }
         if self.calls_per_second == Some(0) {
             return Err(ConfigError::NoCalls);
+        }
+        for (name, host) in &self.host {
+            host.validate(name)?;
         }
         match self.trusted_proxies.iter().find(|network| network.prefix_len() == 0) {
             Some(network) => Err(ConfigError::EveryProxy(*network)),

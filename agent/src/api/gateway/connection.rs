@@ -3,6 +3,7 @@
 //! What needs no waiting is answered in the call itself: neither a box nor a state machine is made for it.
 
 use std::future::Future;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,16 +12,18 @@ use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use axum::http::request::Parts;
-use axum::http::{Request, Response};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
 
-use super::patience::{Patient, Work};
+use super::hosts::{Host, Visitor};
+use super::patience::{Patient, Running, Work};
 use super::request::{Facts, client};
 use super::{Shared, session};
 use crate::api::body::Body;
@@ -31,7 +34,7 @@ use crate::pm3::call::Verb;
 use crate::pm3::caller::{Basis, Caller, Standing};
 use crate::pm3::failure::{Failure, Kind};
 use crate::pm3::sessions::Session;
-use crate::pm3::signer::{self, split_query};
+use crate::pm3::signer::{self, Claims, split_query};
 
 /// Streams of one HTTP/2 connection at a time.
 const MAX_STREAMS: u32 = 128;
@@ -57,10 +60,23 @@ struct Closed;
 
 type Answer = Result<Response<Body>, Closed>;
 
-/// Whose request it is, once it may be answered.
-struct Admitted {
+/// What a request is, once it may be answered.
+enum Admitted {
+    Call(Call),
+    Visit(Visit),
+}
+
+/// A call of the pm3 API.
+struct Call {
     caller: Arc<Caller>,
     from: IpAddr,
+}
+
+/// A request for a virtual host.
+struct Visit {
+    host: Arc<Host>,
+    visitor: Visitor,
+    claims: Option<Claims>,
 }
 
 /// Why a request is not carried out.
@@ -102,32 +118,70 @@ impl Open {
     fn answer(self: &Arc<Self>, request: Request<Incoming>, stop: &Stop) -> Answering {
         self.session.count();
         let (head, body) = request.into_parts();
-        let admitted = match self.admit(&head) {
-            Ok(admitted) => admitted,
-            Err(Refusal::Closed) => return self.now(Err(Closed)),
-            Err(Refusal::Told(error)) => return self.now(Ok(methods::refused(error, false))),
-        };
+        match self.admit(&head) {
+            Ok(Admitted::Call(call)) => self.call(call, head, body, stop),
+            Ok(Admitted::Visit(visit)) => self.visit(visit, head, body, stop),
+            Err(Refusal::Closed) => self.now(Err(Closed)),
+            Err(Refusal::Told(error)) => self.now(Ok(methods::refused(error, false))),
+        }
+    }
+
+    fn call(self: &Arc<Self>, call: Call, head: Parts, body: Incoming, stop: &Stop) -> Answering {
         if session::is_upgrade(&head) {
-            return self.now(Ok(self.upgrade(admitted, head, body, stop)));
+            return self.now(Ok(self.upgrade(call, head, body, stop)));
         }
         let is_head = head.method == axum::http::Method::HEAD;
-        let Admitted { caller, from } = admitted;
-        match methods::begin(&self.shared.pm3, &caller, from, head, body) {
+        match methods::begin(&self.shared.pm3, &call.caller, call.from, head, body) {
             methods::Answer::Now(response) => self.now(Ok(without_body_if(is_head, response))),
-            methods::Answer::Later(later) => {
-                let (open, running) = (Arc::clone(self), self.work.begin());
-                Answering::Later(Box::pin(async move {
-                    let mut response = without_body_if(is_head, later.await);
-                    open.shared.counts.answered(response.status());
-                    // A streamed answer is in work until its last byte.
-                    if let Body::Stream(stream) = response.body_mut() {
-                        let rest = std::mem::replace(stream, futures_util::stream::empty().boxed());
-                        *stream = rest.inspect(move |_chunk| _ = &running).boxed();
-                    }
-                    Ok(response)
-                }))
+            methods::Answer::Later(later) => self.later(async move { Ok(without_body_if(is_head, later.await)) }),
+        }
+    }
+
+    /// A request for a virtual host, or for where a signature sends it.
+    fn visit(self: &Arc<Self>, visit: Visit, mut head: Parts, body: Incoming, stop: &Stop) -> Answering {
+        let Visit { mut host, visitor, claims } = visit;
+        if let Some(claims) = claims {
+            if let Err(failure) = add_secrets(&claims, &mut head.headers) {
+                return self.now(Ok(methods::refused(failure.into(), false)));
+            }
+            if let Some(target) = &claims.rewrite {
+                let Some(name) = rewrite(&mut head, target) else { return self.now(Ok(lost(target))) };
+                if self.shared.names.answer_to(&name, self.local.port()) {
+                    let caller = Arc::new(signed());
+                    return self.call(Call { caller, from: visitor.address }, head, body, stop);
+                }
+                match self.shared.hosts.find(&name) {
+                    Some(other) => host = other,
+                    None => return self.now(Ok(lost(target))),
+                }
             }
         }
+        let open = Arc::clone(self);
+        self.later(async move {
+            let answered = open.shared.hosts.answer(&host, visitor, head, body).await;
+            Ok(answered.unwrap_or_else(|error| methods::refused(error, false)))
+        })
+    }
+
+    fn later(self: &Arc<Self>, answer: impl Future<Output = Answer> + Send + 'static) -> Answering {
+        let (open, running) = (Arc::clone(self), self.work.begin());
+        Answering::Later(Box::pin(async move {
+            let mut response = answer.await?;
+            open.shared.counts.answered(response.status());
+            // A streamed answer is in work until its last byte.
+            match response.body_mut() {
+                Body::Whole(_) => {}
+                Body::Stream(stream) => {
+                    let rest = std::mem::replace(stream, futures_util::stream::empty().boxed());
+                    *stream = rest.inspect(move |_chunk| _ = &running).boxed();
+                }
+                Body::Other(other) => {
+                    let rest = std::mem::replace(other, Box::pin(Body::empty()));
+                    *other = Box::pin(Held { body: rest, _running: running });
+                }
+            }
+            Ok(response)
+        }))
     }
 
     fn now(&self, answer: Answer) -> Answering {
@@ -139,8 +193,8 @@ impl Open {
         Answering::Now(Some(answer))
     }
 
-    fn upgrade(&self, admitted: Admitted, head: Parts, body: Incoming, stop: &Stop) -> Response<Body> {
-        let Admitted { caller, from } = admitted;
+    fn upgrade(&self, call: Call, head: Parts, body: Incoming, stop: &Stop) -> Response<Body> {
+        let Call { caller, from } = call;
         let context = session::Context::new(Arc::clone(&self.shared), caller, from, Arc::clone(&self.session));
         let agreed = session::upgrade(context, head, body, stop.clone());
         agreed.unwrap_or_else(|failure| methods::refused(failure.into(), false))
@@ -153,19 +207,19 @@ impl Open {
         let Some(host) = facts.host else {
             return Err(refuse(ErrorCode::InvalidArgument, "a request names exactly one Host"));
         };
-        if !self.shared.names.answer_to(host, port) {
-            return Err(Refusal::Closed);
-        }
         let from = client(&self.shared.config, self.peer.ip(), &head.headers);
+        if !self.shared.names.answer_to(host, port) {
+            return self.admit_visit(&facts, host, from, head);
+        }
         if let Some(name) = facts.foreign {
             let text = format!("{name} says that a page of another site asks; the pm3 API answers no page");
             return Err(refuse(ErrorCode::Forbidden, text));
         }
-        if !self.admits() {
+        if !self.admits(from) {
             return Err(Refusal::Told(session::too_many()));
         }
         match self.standing(&facts, host, head) {
-            Ok(Some(caller)) => Ok(Admitted { caller, from }),
+            Ok(Some(caller)) => Ok(Admitted::Call(Call { caller, from })),
             Ok(None) if self.peer.ip().to_canonical().is_loopback() => {
                 Err(refuse(ErrorCode::Forbidden, self.external(facts.is_forwarded)))
             }
@@ -174,39 +228,69 @@ impl Open {
         }
     }
 
-    /// Whether one more call is within the limit of this client.
-    fn admits(&self) -> bool {
-        let limit = self.shared.config.calls_per_second;
-        limit.is_none_or(|limit| self.session.admits(limit, SystemTime::now()))
+    /// Whether one more call is within the limit of this client, who may stand behind a trusted proxy.
+    fn admits(&self, from: IpAddr) -> bool {
+        let is_direct = from == self.peer.ip();
+        let Some(limit) = self.shared.config.calls_per_second else {
+            if !is_direct {
+                self.shared.pm3.sessions.of(from.to_canonical(), SystemTime::now()).count();
+            }
+            return true;
+        };
+        let now = SystemTime::now();
+        if is_direct {
+            return self.session.admits(limit, now);
+        }
+        let session = self.shared.pm3.sessions.of(from.to_canonical(), now);
+        session.count();
+        session.admits(limit, now)
+    }
+
+    fn admit_visit(&self, facts: &Facts<'_>, host: &str, from: IpAddr, head: &Parts) -> Result<Admitted, Refusal> {
+        let Some(found) = self.shared.hosts.find(host) else { return Err(Refusal::Closed) };
+        let claims = match self.token(facts, head) {
+            Some((token, query)) => {
+                let name = host.split(':').next().unwrap_or_default().to_ascii_lowercase();
+                Some(self.verified(token, &name, &query, head).map_err(|failure| Refusal::Told(failure.into()))?)
+            }
+            None => None,
+        };
+        let came_straight = !facts.is_forwarded && facts.foreign.is_none();
+        let is_internal = claims.is_some() || (self.caller.is_internal() && came_straight);
+        let visitor = Visitor { address: from.to_canonical(), peer: self.peer.ip().to_canonical(), is_internal };
+        Ok(Admitted::Visit(Visit { host: found, visitor, claims }))
+    }
+
+    /// The signature that comes with a request, and the query without it.
+    fn token<'h>(&self, facts: &Facts<'h>, head: &'h Parts) -> Option<(&'h str, String)> {
+        let query = head.uri.query();
+        if facts.token.is_none() && query.is_none() {
+            return None;
+        }
+        let (query, in_query) = split_query(query.unwrap_or_default());
+        facts.token.or(in_query).map(|token| (token, query))
     }
 
     /// The caller, if this request may call: an internal one that came straight to us, or anyone with a good signature.
     fn standing(&self, facts: &Facts<'_>, host: &str, head: &Parts) -> Result<Option<Arc<Caller>>, Failure> {
-        if facts.token.is_some() || head.uri.query().is_some() {
-            let (query, in_query) = split_query(head.uri.query().unwrap_or_default());
-            if let Some(token) = facts.token.or(in_query) {
-                return self.signed(token, host, &query, head).map(Some);
+        if let Some((token, query)) = self.token(facts, head) {
+            let name = host.split(':').next().unwrap_or_default();
+            let claims = self.verified(token, name, &query, head)?;
+            if let Some(target) = claims.rewrite {
+                let text = format!("this URL is signed for {target}; a rewrite is for URLs of virtual hosts");
+                return Err(Failure::new(Kind::Forbidden, text));
             }
+            return Ok(Some(Arc::new(signed())));
         }
         Ok((self.caller.is_internal() && !facts.is_forwarded).then(|| Arc::clone(&self.caller)))
     }
 
-    fn signed(&self, token: &str, host: &str, query: &str, head: &Parts) -> Result<Arc<Caller>, Failure> {
+    fn verified(&self, token: &str, host: &str, query: &str, head: &Parts) -> Result<Claims, Failure> {
         let verb = Verb::parse(head.method.as_str())
             .ok_or_else(|| Failure::new(Kind::WrongVerb, format!("{} cannot be signed", head.method)))?;
-        let host = host.split(':').next().unwrap_or_default();
         let request = signer::Request { verb, host, path: head.uri.path(), query };
         let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let claims = self.shared.pm3.signer.verify(request, token, header, SystemTime::now())?;
-        if claims.rewrite.is_some() {
-            // A rewrite leads to a virtual host, and this one is not signed for another.
-            return Err(Failure::new(
-                Kind::Unavailable,
-                "this URL is signed for a virtual host that is not served here",
-            ));
-        }
-        let signed = Caller { standing: Standing::Internal, basis: Basis::Signature, ..Caller::unknown() };
-        Ok(Arc::new(signed))
+        self.shared.pm3.signer.verify(request, token, header, SystemTime::now())
     }
 
     /// The refusal of a local caller, which may be an operator who wonders.
@@ -224,6 +308,58 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn signed() -> Caller {
+    Caller { standing: Standing::Internal, basis: Basis::Signature, ..Caller::unknown() }
+}
+
+/// Gives a request the headers that its signature keeps for it.
+fn add_secrets(claims: &Claims, headers: &mut HeaderMap) -> Result<(), Failure> {
+    for (name, value) in &claims.secrets {
+        let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) else {
+            return Err(Failure::invalid("a secret of this signed URL is no header"));
+        };
+        headers.insert(name, value);
+    }
+    Ok(())
+}
+
+/// Has a request ask for `HOST/PATH` instead; the host.
+fn rewrite(head: &mut Parts, target: &str) -> Option<String> {
+    let (host, path, query) = signer::split_url(target)?;
+    let uri = if query.is_empty() { path } else { format!("{path}?{query}") };
+    head.uri = uri.parse().ok()?;
+    head.headers.insert(header::HOST, HeaderValue::from_str(&host).ok()?);
+    Some(host)
+}
+
+fn lost(target: &str) -> Response<Body> {
+    let text = format!("this URL is signed for {target}, which is not served here");
+    methods::refused(ApiError::new(ErrorCode::NotFound, text), false)
+}
+
+/// A body whose request is in work for as long as it lasts.
+struct Held {
+    body: Pin<Box<dyn hyper::body::Body<Data = Bytes, Error = io::Error> + Send>>,
+    _running: Running,
+}
+
+impl hyper::body::Body for Held {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        self.body.as_mut().poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

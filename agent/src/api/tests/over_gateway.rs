@@ -36,7 +36,7 @@ async fn gateway(fixture: &Fixture, standing: Standing) -> (Gateway, SocketAddr)
     gateway_with(fixture, standing, config).await
 }
 
-async fn gateway_with(fixture: &Fixture, standing: Standing, config: Config) -> (Gateway, SocketAddr) {
+pub(super) async fn gateway_with(fixture: &Fixture, standing: Standing, config: Config) -> (Gateway, SocketAddr) {
     let inputs = Inputs {
         config,
         pm3: Arc::clone(&fixture.sources.pm3),
