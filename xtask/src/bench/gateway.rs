@@ -1,5 +1,5 @@
-//! Area `gateway`: the pm3 API against nginx, its two transports against each other, many connections, and what it costs to
-//! know who calls.
+//! Area `gateway`: the pm3 API against nginx, its two transports against each other, passing requests on, many connections,
+//! and what it costs to know who calls.
 //!
 //! One core each: the server under test is kept on the first CPU, the load generator on the second. CPU per request is the
 //! figure that counts: requests per second on a busy machine tell of the scheduler more than of the server.
@@ -28,7 +28,7 @@ const IN_FLIGHT: usize = 16;
 const MANY: usize = 10_000;
 const SESSIONS: usize = 1000;
 /// What a connection or a session may keep in memory, budgets of our own.
-const CONNECTION_KIB: f64 = 16.0;
+const CONNECTION_KIB: f64 = 20.0;
 const SESSION_KIB: f64 = 24.0;
 const PM3: &str = "127.0.3.3:80";
 
@@ -37,6 +37,7 @@ pub(crate) fn run(context: &Context) -> Result<Vec<Row>> {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("more file descriptors")?;
     let host = NetNs::new()?;
     let mut rows = transports(&host, context)?;
+    rows.extend(passing_on(&host, context)?);
     rows.extend(many(&host, context)?);
     rows.extend(callers::run(&host, context)?);
     Ok(rows)
@@ -115,6 +116,35 @@ fn transports(host: &NetNs, context: &Context) -> Result<Vec<Row>> {
         against_nginx("answered", "1/s", |sample| sample.per_second, Target::AtLeast(1.0)),
         against_http(format!("WebSocket calls a core, {CONNECTIONS} sessions in lock-step"), 2, 1.35),
         against_http(format!("WebSocket calls a core, {IN_FLIGHT} in flight a session"), 3, 2.0),
+    ])
+}
+
+/// As a reverse proxy, against nginx before the same server.
+fn passing_on(host: &NetNs, context: &Context) -> Result<Vec<Row>> {
+    let behind = servers::nginx_behind(host)?;
+    let route = format!("[[gateway.host.bench.route]]\nupstream = [\"{}\"]\n", behind.address);
+    let mut agent = servers::agent(host, context, &route)?;
+    let nginx = servers::nginx_proxy(host, behind.address)?;
+    let protocol = Protocol::http("bench", "/ping");
+    let pid = agent.process().context("the agent runs")?.pid();
+    let ours = Server { address: PM3.parse()?, pid, protocol: &protocol, connections: CONNECTIONS, in_flight: 1 };
+    let theirs = Server { address: nginx.address, pid: nginx.pid(), ..ours };
+    let (mut mine, mut others) = (Vec::new(), Vec::new());
+    for _ in 0..context.rounds {
+        others.push(measure(host, &theirs, context.seconds)?);
+        mine.push(measure(host, &ours, context.seconds)?);
+    }
+    let row = |what: &str, unit, which: fn(&Sample) -> f64, target| Row {
+        what: format!("GET passed on to the same server, {what}"),
+        unit,
+        ours: median(mine.iter().map(which).collect()),
+        alternative_name: "nginx".to_owned(),
+        alternative: median(others.iter().map(which).collect()),
+        target,
+    };
+    Ok(vec![
+        row("answered", "1/s", |sample| sample.per_second, Target::AtLeast(0.8)),
+        row("CPU", "us", |sample| sample.cpu_micros, Target::AtMost(1.25)),
     ])
 }
 
