@@ -15,6 +15,7 @@ pub mod gateway;
 pub mod error;
 mod grpc;
 mod http;
+pub mod process;
 pub mod view;
 pub mod web;
 
@@ -34,6 +35,7 @@ use crate::model::mesh::Mesh;
 use crate::pm3::failure::{Failure, Kind};
 use crate::pm3::{self, Pm3};
 use crate::store;
+use crate::process::handle::Handle as Processes;
 use crate::wireguard::status::PeerFigures;
 use crate::{dns, ebpf, net, wireguard};
 
@@ -53,6 +55,7 @@ pub struct Sources {
     pub store: store::Handle,
     /// Where backups lie while they are sent.
     pub state_dir: std::path::PathBuf,
+    pub process: Processes,
     pub readiness: Readiness,
     pub metrics: Metrics,
     pub pm3: Arc<Pm3>,

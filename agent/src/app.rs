@@ -8,6 +8,8 @@
 //! | `firewall` | `watch` of its settings, nftables | `watch` of its status |
 //! | `accounting` | `watch` of the model and the link | `watch` of its status; figures on demand |
 //! | `dns` | `watch` of the model and the link, queries | `watch` of its status |
+//! | `process` | requests, ends of processes, a timer | `watch` of its snapshot, events, the saved list |
+//! | `log-keeper` | FIFOs to read | the program that keeps logs, which outlives the agent |
 //! | `monitor` | rtnetlink multicast | triggers of the reconcilers |
 //! | `gateway` | `watch` of the model, connections | `watch` of its status, [`Command`]s |
 //! | `store` and those of [`crate::store`] | statements, the other members | `watch` of its status, changed tables |
@@ -20,7 +22,7 @@
 //! | this loop | commands, signals, the watchdog | new settings into the `watch`es |
 //!
 //! Invariants: the control socket is taken first, so that a second instance changes nothing. A stop, wanted or not, leaves
-//! kernel link, addresses, routes, table and pins in place; [`remove`] is the explicit verb.
+//! kernel link, addresses, routes, table, pins and processes in place; [`remove`] is the explicit verb.
 
 mod callers;
 mod domains;
@@ -143,6 +145,7 @@ fn roles(config: &Config) -> Roles {
         callers: (gateway.enabled || config.web.enabled) && gateway.caller.enabled,
         low_port: dns_low || gateway_low || (config.web.enabled && low(config.web.listen.port())),
         group_socket: true,
+        processes: config.supervisor.enabled,
     }
 }
 
@@ -226,6 +229,7 @@ async fn serve_until_stopped(
         identity: identity.clone(),
         has_web: web.is_some(),
         gateway: gateway_status,
+        process: domains.process.handle.clone(),
         readiness: readiness.clone(),
         metrics,
         commands: commands_tx,
@@ -294,6 +298,10 @@ async fn stop(domains: Domains, settings: Settings, end: End, domain_shutdown: S
     });
     let model = domains.current();
     let embedded = domains.embedded_link();
+    if matches!(end, End::Remove(_)) {
+        // They are ended as their definitions say; what is left of them is removed below.
+        domains.process.handle.stop_all().await.map(drop).unwrap_or_else(|error| info!(%error, "no processes to end"));
+    }
     // The handles go last: with them the tasks would be cut off in what they do at a stop, such as taking the resolver hook away.
     if !domain_shutdown.drain(DRAIN).await {
         warn!("some tasks did not stop in time; their work stays as it is");

@@ -2,7 +2,7 @@
 //!
 //! In: arguments, the environment, and the answers of an agent over its control socket. Out: text or JSON on standard
 //! output, complaints on standard error, an exit code. A command never touches the host itself but for `agent`, `down`
-//! without an agent, `doctor` (which only looks) and `import`, which writes the files it names.
+//! without an agent, `doctor` (which only looks), `import`, which writes the files it names, and `log-keeper`.
 
 mod agent;
 mod cert;
@@ -14,6 +14,7 @@ mod down;
 mod output;
 mod peers;
 mod ping;
+mod process;
 mod status;
 mod store;
 mod tail;
@@ -59,8 +60,14 @@ fn run(arguments: impl IntoIterator<Item = OsString>, daemon: Daemon) -> ExitCod
     };
     match &cli.command {
         Command::Agent(args) => agent::run(&cli.target, args, daemon).unwrap_or_else(|failure| failure.report().into()),
+        Command::LogKeeper => keep_logs(&cli.target).unwrap_or_else(Failure::report).into(),
         Command::Client(command) => dispatch(&cli.target, command, daemon).unwrap_or_else(Failure::report).into(),
     }
+}
+
+fn keep_logs(target: &Target) -> Result<Exit, Failure> {
+    let missing = || Failure::Usage("log-keeper needs --run-dir".to_owned());
+    process::keep_logs(target.run_dir.as_deref().ok_or_else(missing)?)
 }
 
 /// How a command ended.
@@ -122,6 +129,10 @@ enum Failure {
     Cert(#[from] cert::CertError),
     #[error(transparent)]
     Store(#[from] store::StoreCommandError),
+    #[error("{0}")]
+    Usage(String),
+    #[error("the log keeper ended")]
+    LogKeeper(#[source] io::Error),
 }
 
 impl Failure {
@@ -134,12 +145,14 @@ impl Failure {
             Self::Ping(error) => error.exit(),
             Self::Dns(error) => error.exit(),
             Self::Store(store::StoreCommandError::Bind(_)) => Exit::Usage,
+            Self::Usage(_) => Exit::Usage,
             Self::Config(_)
             | Self::Settings(_)
             | Self::Write(_)
             | Self::Runtime(_)
             | Self::Command(_)
             | Self::Cert(_)
+            | Self::LogKeeper(_)
             | Self::Import(_)
             | Self::Store(_) => Exit::Failed,
         };
@@ -148,7 +161,7 @@ impl Failure {
     }
 }
 
-/// Encrypted mesh between hosts, with names and per-peer accounting, by one agent a host.
+/// Encrypted mesh between hosts, with names and per-peer accounting, and supervised processes, by one agent a host.
 #[derive(Debug, Parser)]
 #[command(
     name = "weft",
@@ -188,6 +201,9 @@ enum Command {
     /// them over. SIGHUP or `weft reload` reads the configuration again. To take everything away: `weft down`.
     #[command(after_help = "Example:\n  sudo weft agent --config ./weft.toml --set log.level=debug")]
     Agent(AgentArgs),
+    /// Keep what processes write; started by the agent
+    #[command(hide = true)]
+    LogKeeper,
     #[command(flatten)]
     Client(ClientCommand),
 }
@@ -232,11 +248,50 @@ enum ClientCommand {
     /// Link, routes, BPF programs and counters, and the nftables table; nothing else. Keys and configuration stay. Works
     /// without a running agent too.
     Down(JsonArgs),
-    /// Have the agent read its configuration again
+    /// Have the agent read its configuration again; with a name, restart a process without a gap
     ///
-    /// What differs is applied, the rest is not touched; no session or counter is lost. A configuration that is wrong, or
-    /// that needs a restart, is refused whole.
-    Reload(JsonArgs),
+    /// Configuration: what differs is applied, the rest is not touched; no session or counter is lost. One that is wrong, or
+    /// that needs a restart, is refused whole. Process: its instances are restarted one after the other, each only when the one
+    /// before is online.
+    #[command(after_help = "Examples:\n  weft reload\n  weft reload web")]
+    Reload(process::ReloadArgs),
+    /// List processes: what runs, since when, what it uses, and why not
+    #[command(visible_aliases = ["list", "ls"])]
+    Ps(process::PsArgs),
+    /// Start a program under supervision, or what was defined before
+    ///
+    /// It gets a cgroup of its own and is started again when it ends, at once the first time, then later and later; after
+    /// --max-restarts within five minutes it is given up. It is there again after a restart of the agent and a reboot. What
+    /// it writes is kept with the time of each line: `weft logs`.
+    #[command(
+        after_help = "Examples:\n  weft start ./server --name api --port 3000\n  weft start app.js -i max --port 3000-3003\n  \
+                      weft start \"node server.js\" --env NODE_ENV=production\n  weft start api                     again, after \
+                      weft stop\n  weft start ./job --no-autorestart -- --once"
+    )]
+    Start(Box<process::StartArgs>),
+    /// Stop processes and wait until nothing is left of them
+    ///
+    /// Each is asked to end; after its kill timeout everything in its cgroup is killed. They stay defined.
+    Stop(process::NamesArgs),
+    /// Stop processes and start them again
+    Restart(process::RestartArgs),
+    /// Change how many instances of a process there are
+    #[command(after_help = "Examples:\n  weft scale web 4\n  weft scale web +2\n  weft scale web -1")]
+    Scale(process::ScaleArgs),
+    /// Stop processes and forget them; their logs stay
+    #[command(visible_aliases = ["del", "rm"])]
+    Delete(process::DeleteArgs),
+    /// Show everything about a process
+    #[command(visible_aliases = ["show", "info"])]
+    Describe(process::NameArgs),
+    /// Show what processes write
+    #[command(after_help = "Examples:\n  weft logs web -f\n  weft logs --lines 100 --err\n  \
+                            weft logs web --since 2026-01-02T03:04:05Z --json")]
+    Logs(process::LogsArgs),
+    /// Set the restart counters of processes to zero
+    Reset(process::NamesArgs),
+    /// Write the list of processes to disk now; every change does so by itself
+    Save(JsonArgs),
     /// Check configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -527,7 +582,22 @@ fn dispatch(target: &Target, command: &ClientCommand, daemon: Daemon) -> Result<
         ClientCommand::Tail(args) => block_on(async { tail::run(&target.client()?, args).await }),
         ClientCommand::Doctor(args) => block_on(async { doctor::run(&target.client()?, args.json).await }),
         ClientCommand::Down(args) => block_on(async { down::run(target, args.json, daemon).await }),
-        ClientCommand::Reload(args) => block_on(async { down::reload(&target.client()?, args.json).await }),
+        ClientCommand::Reload(args) => block_on(async {
+            match &args.name {
+                Some(name) => process::reload(&target.client()?, name, args.json).await,
+                None => down::reload(&target.client()?, args.json).await,
+            }
+        }),
+        ClientCommand::Ps(args) => block_on(async { process::ps(&target.client()?, args).await }),
+        ClientCommand::Start(args) => block_on(async { process::start(&target.client()?, args).await }),
+        ClientCommand::Stop(args) => block_on(async { process::act(&target.client()?, "stop", args).await }),
+        ClientCommand::Restart(args) => block_on(async { process::restart(&target.client()?, args).await }),
+        ClientCommand::Scale(args) => block_on(async { process::scale(&target.client()?, args).await }),
+        ClientCommand::Delete(args) => block_on(async { process::delete(&target.client()?, args).await }),
+        ClientCommand::Describe(args) => block_on(async { process::describe(&target.client()?, args).await }),
+        ClientCommand::Logs(args) => block_on(async { process::logs(&target.client()?, args).await }),
+        ClientCommand::Reset(args) => block_on(async { process::act(&target.client()?, "reset", args).await }),
+        ClientCommand::Save(args) => block_on(async { process::save(&target.client()?, args.json).await }),
         ClientCommand::Config(ConfigCommand::Check { file }) => config::check(target, file.as_deref()),
         ClientCommand::Import(ImportCommand::WgQuick(args)) => wg_quick::run(args),
         ClientCommand::Dns(DnsCommand::Query(args)) => block_on(async { dns::run(target, args).await }),

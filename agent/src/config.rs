@@ -8,6 +8,7 @@ mod overrides;
 mod reload;
 mod settings;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -15,8 +16,9 @@ use serde::Deserialize;
 use crate::api::{contract, gateway, web};
 use crate::foundation::id::{InstanceName, NodeId};
 use crate::foundation::telemetry;
+use crate::process::definition::Definition;
 use crate::sys::file::{self, FileError};
-use crate::{dns, ebpf, net, store, wireguard};
+use crate::{dns, ebpf, net, process, store, wireguard};
 
 pub use overrides::{Override, OverrideError};
 pub use reload::restart_keys;
@@ -46,6 +48,9 @@ pub struct Config {
     pub web: web::config::Config,
     pub grpc: contract::Config,
     pub store: store::config::Config,
+    pub supervisor: process::config::Config,
+    /// `[process.NAME]`.
+    pub process: BTreeMap<String, Definition>,
     pub log: telemetry::Config,
 }
 
@@ -66,6 +71,8 @@ impl Default for Config {
             web: web::config::Config::default(),
             grpc: contract::Config::default(),
             store: store::config::Config::default(),
+            supervisor: process::config::Config::default(),
+            process: BTreeMap::new(),
             log: telemetry::Config::default(),
         }
     }

@@ -11,6 +11,7 @@
 //! | [`net`] | addresses, MTU and routes of the link; our nftables table |
 //! | [`ebpf`] | the BPF programs, their pins, the per-peer accounting |
 //! | [`dns`] | names of the mesh, forwarding, the host resolver hook |
+//! | [`process`] | supervised processes and what they write |
 //! | [`doctor`] | what this host offers of what Weft can use |
 //! | [`pm3`] | the methods of the pm3 API, whatever carries the call |
 //! | [`api`] | the only place that knows HTTP, gRPC and JSON |
@@ -18,7 +19,7 @@
 //! | [`app`] | the composition root |
 //! | [`cli`] | the command line |
 //!
-//! Each may use what stands before it; the domains (`wireguard`, `net`, `ebpf`, `dns`) never import each other. What one
+//! Each may use what stands before it; the domains (`wireguard`, `net`, `ebpf`, `dns`, `process`) never import each other. What one
 //! tells another travels as a `watch` of a `model` type, wired in [`app`]. `cargo xtask tidy` holds the table. The tasks and
 //! their channels are listed in [`app`].
 //!
@@ -38,6 +39,7 @@ pub mod wireguard;
 pub mod net;
 pub mod ebpf;
 pub mod dns;
+pub mod process;
 pub mod doctor;
 pub mod pm3;
 pub mod api;

@@ -3,14 +3,17 @@
 //! A module here wraps a few kernel interfaces and knows no domain word.
 
 pub mod bpf;
+pub mod cgroup;
 pub mod datagram;
 pub mod file;
 pub mod netns;
 pub mod nftables;
 pub mod peer;
+pub mod pidfd;
 pub mod probe;
 pub mod rtnetlink;
 pub mod sock_diag;
+pub mod spawn;
 pub mod tc;
 pub mod tcp_owner;
 pub mod terminal;

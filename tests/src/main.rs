@@ -9,6 +9,7 @@ mod harness;
 mod net;
 mod pm3;
 mod store;
+mod process;
 mod tunnel;
 mod web;
 mod wireguard;

@@ -60,6 +60,7 @@ impl Fixture {
             figures: FiguresReader::new(|| Box::pin(async { figures() })),
             store: store::Handle::absent(),
             state_dir: state.path().to_owned(),
+            process: Processes::disabled("this is a test"),
             readiness: Readiness::default(),
             metrics: Metrics::default(),
             pm3,

@@ -13,7 +13,7 @@ use crate::foundation::metrics::Metrics;
 use crate::foundation::task::{self, Task};
 use crate::model::{Backend, Model};
 use crate::sys::rtnetlink::monitor::{Change, Monitor};
-use crate::{dns, ebpf, net, wireguard};
+use crate::{dns, ebpf, net, process, wireguard};
 
 /// Why the domains could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +35,7 @@ pub(super) struct Domains {
     pub(super) firewall: net::firewall::Handle,
     pub(super) accounting: Arc<ebpf::Handle>,
     pub(super) dns: dns::Handle,
+    pub(super) process: process::Running,
     _ready: [Task; 2],
     _monitor: Monitor,
 }
@@ -65,6 +66,7 @@ impl Domains {
         let accounting = ebpf::start(settings.accounting, model_rx.clone(), wireguard.link(), metrics, shutdown.stop());
         let blocker = readiness.block("dns");
         let dns = dns::start(settings.dns, model_rx, wireguard.link(), metrics, blocker, shutdown.stop())?;
+        let process = process::start(settings.process, metrics, readiness.block("process"), shutdown.stop());
         let ready = [
             ready_when(readiness.block("network"), net.status(), |status| {
                 status.mtu.is_some() || !status.errors.is_empty()
@@ -83,6 +85,7 @@ impl Domains {
             firewall,
             accounting: Arc::new(accounting),
             dns,
+            process,
             _ready: ready,
             _monitor: monitor,
         })

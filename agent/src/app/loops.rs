@@ -62,10 +62,10 @@ pub(super) async fn run(
             },
         };
         match command {
-            None => reloader.on_signal(),
-            Some(Command::Reload(reply)) => answer(reply, reloader.reload()),
+            None => reloader.on_signal().await,
+            Some(Command::Reload(reply)) => answer(reply, reloader.reload().await),
             Some(Command::Shutdown(reply)) => {
-                answer(reply, Ok(vec!["stopping; tunnel, addresses, routes and counters stay".to_owned()]));
+                answer(reply, Ok(vec!["stopping; tunnel, addresses, routes, counters and processes stay".to_owned()]));
                 return End::Keep;
             }
             Some(Command::Down(reply)) => return End::Remove(reply),
@@ -89,9 +89,9 @@ struct Reloader<'a> {
 }
 
 impl Reloader<'_> {
-    fn on_signal(&mut self) {
+    async fn on_signal(&mut self) {
         notify(&[NotifyState::Reloading]);
-        match self.reload() {
+        match self.reload().await {
             Ok(lines) => info!(changed = ?lines, "configuration reloaded"),
             Err(error) => error!(%error, "the configuration was not reloaded; the running one stays"),
         }
@@ -99,7 +99,7 @@ impl Reloader<'_> {
     }
 
     /// All or nothing: the running configuration stays if anything in the new one cannot be taken.
-    fn reload(&mut self) -> CommandResult {
+    async fn reload(&mut self) -> CommandResult {
         let refuse = |error: &(dyn std::error::Error + 'static)| CommandError(chain(error));
         let source = self.launch.file.as_deref().map_or(Source::Default, Source::File);
         let mut wanted = config::load(source, &self.launch.overrides).map_err(|error| refuse(&error))?;
@@ -114,7 +114,10 @@ impl Reloader<'_> {
         }
         let settings = config::resolve(&wanted).map_err(|error| refuse(&error))?;
         self.level.set(&wanted.log.level).map_err(|error| refuse(&error))?;
+        let specs = settings.process.processes.clone();
         let mut changed = self.domains.apply(settings);
+        // Without a supervisor there is nobody to tell; every request says why.
+        changed.extend(self.domains.process.handle.configure(specs).await.unwrap_or_default());
         if wanted.log.level != self.running.log.level {
             changed.push("log level changed".to_owned());
         }

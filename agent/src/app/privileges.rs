@@ -1,7 +1,8 @@
 //! Root is given up down to the capabilities that the enabled roles need.
 //!
 //! Capabilities belong to threads: [`restrict`] must run before the first other thread starts, so that all inherit it.
-//! The bounding set shrinks too, so that a program the agent starts (`nft`) cannot get back what the agent gave up.
+//! Where no processes are supervised the bounding set shrinks too, so that a program the agent starts (`nft`) cannot get back
+//! what the agent gave up; a supervised process of root is an ordinary process of root.
 
 use std::collections::HashSet;
 
@@ -19,6 +20,8 @@ pub struct Roles {
     pub low_port: bool,
     /// The control socket is handed to a group.
     pub group_socket: bool,
+    /// Processes are started, with the rights of any user.
+    pub processes: bool,
 }
 
 /// Why the agent may not run, or could not give privileges up.
@@ -50,6 +53,20 @@ pub fn needed(roles: Roles) -> (Vec<Capability>, Vec<Capability>) {
     if roles.group_socket {
         useful.push(Capability::CAP_CHOWN);
     }
+    if roles.processes {
+        // Their user and groups, their directories, signals to them, their limits, their bounding set, their FIFOs.
+        useful.extend([
+            Capability::CAP_SETUID,
+            Capability::CAP_SETGID,
+            Capability::CAP_DAC_OVERRIDE,
+            Capability::CAP_KILL,
+            Capability::CAP_SYS_RESOURCE,
+            Capability::CAP_SETPCAP,
+        ]);
+        if !roles.group_socket {
+            useful.push(Capability::CAP_CHOWN);
+        }
+    }
     (required, useful)
 }
 
@@ -74,7 +91,8 @@ pub fn restrict(roles: Roles) -> Result<Vec<Capability>, PrivilegeError> {
     let (required, useful) = needed(roles);
     let kept: HashSet<Capability> =
         required.into_iter().chain(useful).filter(|capability| held.contains(capability)).collect();
-    if held.contains(&Capability::CAP_SETPCAP) {
+    // The bounding set is what a process that the agent starts for an operator may have: it is theirs to shrink.
+    if held.contains(&Capability::CAP_SETPCAP) && !roles.processes {
         let bounding = caps::read(None, CapSet::Bounding).map_err(PrivilegeError::Read)?;
         for capability in bounding.difference(&kept) {
             caps::drop(None, CapSet::Bounding, *capability).map_err(PrivilegeError::Drop)?;
@@ -94,9 +112,9 @@ mod tests {
 
     #[test]
     fn each_role_brings_its_own_and_nothing_else() {
-        let none = Roles { accounting: false, callers: false, low_port: false, group_socket: false };
+        let none = Roles { accounting: false, callers: false, low_port: false, group_socket: false, processes: false };
         assert_eq!(needed(none), (vec![Capability::CAP_NET_ADMIN], vec![]));
-        let all = Roles { accounting: true, callers: true, low_port: true, group_socket: true };
+        let all = Roles { accounting: true, callers: true, low_port: true, group_socket: true, processes: false };
         let expected = vec![
             Capability::CAP_BPF,
             Capability::CAP_PERFMON,

@@ -4,7 +4,7 @@ use crate::api::{CommandError, CommandResult};
 use crate::config::{Config, Settings, check};
 use crate::dns::hook::resolv_conf::Restored;
 use crate::foundation::error::chain;
-use crate::{dns, ebpf, net, wireguard};
+use crate::{dns, ebpf, net, process, wireguard};
 
 /// Removes what is ours while no agent runs; the lines say what was removed. Doing it again removes nothing.
 ///
@@ -27,7 +27,7 @@ fn remove_alone(settings: &Settings) -> CommandResult {
     runtime.block_on(remove_all(settings))
 }
 
-/// Removes the host resolver's hook, pins, table, routes and link; a failure of one does not keep the next.
+/// Removes processes, the host resolver's hook, pins, table, routes and link; a failure of one does not keep the next.
 pub(super) async fn remove_all(settings: &Settings) -> CommandResult {
     let mut removed = Vec::new();
     let mut errors = Vec::new();
@@ -35,6 +35,7 @@ pub(super) async fn remove_all(settings: &Settings) -> CommandResult {
         Ok(lines) => removed.extend(lines),
         Err(error) => errors.push(error),
     };
+    note(processes(settings).await);
     note(resolver_hook(settings));
     note(accounting(settings));
     note(callers(settings));
@@ -42,6 +43,16 @@ pub(super) async fn remove_all(settings: &Settings) -> CommandResult {
     note(network(settings).await);
     note(tunnel(settings).await);
     if errors.is_empty() { Ok(removed) } else { Err(CommandError(errors.join("; "))) }
+}
+
+async fn processes(settings: &Settings) -> Result<Vec<String>, String> {
+    let instance = &settings.process.instance;
+    let ended = process::platform::linux::kill_root(instance).await;
+    let ended = ended.map_err(|error| format!("failed to end the processes: {error}"))?;
+    Ok(ended
+        .then(|| "the supervised processes and the log keeper; their definitions and logs stay".to_owned())
+        .into_iter()
+        .collect())
 }
 
 fn resolver_hook(settings: &Settings) -> Result<Vec<String>, String> {

@@ -113,13 +113,40 @@ impl Client {
         self.ask(Method::POST, path).await
     }
 
+    /// The answer to `method path` with `body`; none is sent for `null`.
+    pub(super) async fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &serde_json::Value,
+    ) -> Result<T, ClientError> {
+        let what = path.trim_start_matches('/').to_owned();
+        let stream = self.connect().await?;
+        let body = if body.is_null() { Body::empty() } else { body.to_string().into() };
+        let (status, body) = exchange(stream, method, path, body)
+            .await
+            .map_err(|source| ClientError::Exchange { what: what.clone(), source })?;
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(|source| ClientError::Answer { what, source });
+        }
+        Err(refusal(&what, status, &body))
+    }
+
     /// The lines that answer `POST path` with `body`, as they come.
     pub(super) async fn lines(&self, path: &str, body: &serde_json::Value) -> Result<Lines, ClientError> {
+        self.read_lines(Method::POST, path, body.to_string().into()).await
+    }
+
+    /// The lines that answer `GET path`, as they come.
+    pub(super) async fn get_lines(&self, path: &str) -> Result<Lines, ClientError> {
+        self.read_lines(Method::GET, path, Body::empty()).await
+    }
+
+    async fn read_lines(&self, method: Method, path: &str, body: Body) -> Result<Lines, ClientError> {
         let what = path.trim_start_matches('/').to_owned();
         let stream = self.connect().await?;
         let failed = |source| ClientError::Exchange { what: what.clone(), source };
-        let (connection, response) =
-            begin(stream, Method::POST, path, body.to_string().into()).await.map_err(failed)?;
+        let (connection, response) = begin(stream, method, path, body).await.map_err(failed)?;
         let status = response.status();
         if !status.is_success() {
             let body = Limited::new(response.into_body(), LARGEST_ANSWER_BYTES).collect().await.map_err(failed)?;
@@ -161,15 +188,7 @@ impl Client {
     }
 
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, ClientError> {
-        let what = path.trim_start_matches('/').to_owned();
-        let stream = self.connect().await?;
-        let (status, body) = exchange(stream, method, path)
-            .await
-            .map_err(|source| ClientError::Exchange { what: what.clone(), source })?;
-        if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|source| ClientError::Answer { what, source });
-        }
-        Err(refusal(&what, status, &body))
+        self.send(method, path, &serde_json::Value::Null).await
     }
 }
 
@@ -225,8 +244,8 @@ async fn begin(
     Ok((connection, response))
 }
 
-async fn exchange(stream: UnixStream, method: Method, path: &str) -> Result<(StatusCode, Bytes), Boxed> {
-    let (_connection, response) = begin(stream, method, path, Body::empty()).await?;
+async fn exchange(stream: UnixStream, method: Method, path: &str, body: Body) -> Result<(StatusCode, Bytes), Boxed> {
+    let (_connection, response) = begin(stream, method, path, body).await?;
     let status = response.status();
     let body = Limited::new(response.into_body(), LARGEST_ANSWER_BYTES).collect().await?.to_bytes();
     Ok((status, body))

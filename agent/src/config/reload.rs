@@ -4,7 +4,7 @@ use super::Config;
 
 /// The keys that differ between `running` and `wanted` and that a running agent cannot change.
 ///
-/// Everything else (peers, addresses, key, ports and marks of the tunnel, `[network]`, `[firewall]`, `[log]`) is taken at
+/// Everything else (peers, addresses, key, ports and marks of the tunnel, `[network]`, `[firewall]`, `[process.NAME]`, `[log]`) is taken at
 /// once. A reload with any of these keys changed is refused whole, so that nothing is half applied.
 pub fn restart_keys(running: &Config, wanted: &Config) -> Vec<&'static str> {
     let checks = [
@@ -20,6 +20,7 @@ pub fn restart_keys(running: &Config, wanted: &Config) -> Vec<&'static str> {
         ("[store]", running.store == wanted.store),
         ("[web]", running.web == wanted.web),
         ("[grpc]", running.grpc == wanted.grpc),
+        ("[supervisor]", running.supervisor == wanted.supervisor),
         ("log.format", running.log.format == wanted.log.format),
     ];
     checks.into_iter().filter_map(|(key, same)| (!same).then_some(key)).collect()

@@ -13,7 +13,7 @@ use crate::model::{Model, ModelError, Node};
 use crate::sys::file::{self, FileError};
 use crate::wireguard::config::{ConfigError as WireguardError, PeerConfig, PeerKeyError};
 use crate::wireguard::key_file::KeyFileError;
-use crate::{dns, ebpf, net, store, wireguard};
+use crate::{dns, ebpf, net, process, store, wireguard};
 
 /// A configuration that is right as a whole, cut into what each domain takes.
 #[derive(Debug, Clone)]
@@ -29,6 +29,7 @@ pub struct Settings {
     pub web: web::config::Settings,
     pub grpc: contract::Config,
     pub store: store::config::Config,
+    pub process: process::Settings,
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
 }
@@ -64,6 +65,8 @@ pub enum ResolveError {
     Store(#[from] store::config::ConfigError),
     #[error(transparent)]
     Accounting(#[from] ebpf::config::ConfigError),
+    #[error(transparent)]
+    Process(#[from] process::config::ConfigError),
 }
 
 /// Checks `config` whole and reads the files it names. Makes the state directory and the private key if they are missing.
@@ -111,6 +114,7 @@ fn checked_peers(config: &Config) -> Result<Vec<PeerConfig>, ResolveError> {
     config.accounting.validate()?;
     config.gateway.validate()?;
     config.store.validate()?;
+    config.supervisor.validate()?;
     WireName::parse(&config.dns.domain).map_err(ResolveError::Domain)?;
     Ok(config.peer.iter().map(|peer| peer.clone().validate()).collect::<Result<_, _>>()?)
 }
@@ -142,6 +146,13 @@ fn assemble(
         web: config.web.settings()?,
         grpc: config.grpc.clone(),
         store: config.store.clone(),
+        process: process::Settings {
+            config: config.supervisor.clone(),
+            instance: config.instance.clone(),
+            state_dir: config.state_dir.clone(),
+            run_dir: config.run_dir.clone(),
+            processes: process::config::check_processes(&config.process)?,
+        },
         state_dir: config.state_dir.clone(),
         run_dir: config.run_dir.clone(),
         wireguard: Arc::new(wireguard),

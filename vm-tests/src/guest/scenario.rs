@@ -97,7 +97,7 @@ pub(crate) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "unit",
-        about: "the unit comes up at boot with its sandbox and its capabilities, and reloads",
+        about: "the unit comes up at boot with few capabilities, and reloads",
         machine: Machine::System,
         run: system::unit,
     },

@@ -8,7 +8,7 @@ const LAYERS: &[&[&str]] = &[
     &["foundation"],
     &["sys", "model"],
     &["store", "identity"],
-    &["wireguard", "net", "ebpf", "dns"],
+    &["wireguard", "net", "ebpf", "dns", "process"],
     &["doctor"],
     &["pm3"],
     &["api"],

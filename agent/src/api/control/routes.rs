@@ -17,12 +17,12 @@ use tokio::sync::{Semaphore, oneshot};
 use super::caller::Caller;
 use crate::api::error::{ApiError, ErrorCode};
 use crate::api::web::exposition;
-use crate::api::{Command, CommandResult, Sources, carry_out, contract, grpc, http, methods, view};
+use crate::api::{Command, CommandResult, Sources, carry_out, contract, grpc, http, methods, process, view};
 use crate::foundation::lifecycle::Stop;
 use crate::pm3::caller as vouched;
 
 /// What exists, for those who ask for something else.
-const EXISTS: &str = "GET or POST /status /status/peers; GET /metrics; POST /down; gRPC weft.v1, weft.store.v1 and v1; the methods of pm3";
+const EXISTS: &str = "GET or POST /status /status/peers; GET /metrics; /process…; POST /down; gRPC weft.v1, weft.store.v1 and v1; the methods of pm3";
 
 /// The answers for those who may call.
 pub(super) fn granted(sources: Arc<Sources>, stop: Stop) -> Router {
@@ -38,6 +38,8 @@ pub(super) fn granted(sources: Arc<Sources>, stop: Stop) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn(move |request, next: Next| http::bounded(Arc::clone(&slots), request, next)))
         .layer(DefaultBodyLimit::max(http::MAX_BODY_BYTES))
+        // Behind the bounds above: a stop waits as long as the process takes, a log is a stream.
+        .merge(process::routes())
         // Behind the bounds above: the methods have their own, and some of their answers are streams.
         .fallback(method)
         .with_state(sources)

@@ -1,0 +1,148 @@
+//! `weft start`: what is defined already, or something new; then the wait until it is online.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use axum::http::Method;
+use serde_json::{Map, Value, json};
+
+use super::args::StartArgs;
+use super::{finish, is_missing, path};
+use crate::api::process::List;
+use crate::cli::client::Client;
+use crate::cli::output;
+use crate::cli::{Exit, Failure};
+
+/// How long a start is waited for; a process that takes longer goes on starting.
+const PATIENCE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(30);
+/// A wait that lasts longer says what it waits for.
+const QUIET: Duration = Duration::from_secs(1);
+
+pub(in crate::cli) async fn run(client: &Client, args: &StartArgs) -> Result<Exit, Failure> {
+    let list = match start_known(client, args).await? {
+        Some(list) => list,
+        None => client.send(Method::POST, "/process", &definition(args)?).await?,
+    };
+    let list = if args.no_wait { list } else { wait(client, &list).await? };
+    finish(list.processes, args.json)
+}
+
+/// Starts what has this name or id, unless a definition is meant.
+async fn start_known(client: &Client, args: &StartArgs) -> Result<Option<List>, Failure> {
+    let is_file = args.script.contains('/') || Path::new(&args.script).is_file();
+    if args.defines() || is_file {
+        return Ok(None);
+    }
+    match client.send(Method::POST, &path(&args.script, "start"), &Value::Null).await {
+        Ok(list) => Ok(Some(list)),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn definition(args: &StartArgs) -> Result<Value, Failure> {
+    let here = std::env::current_dir().map_err(Failure::Write)?;
+    let absolute = |path: &Path| here.join(path).display().to_string();
+    let mut definition = json!({
+        "name": args.name.clone().unwrap_or_else(|| name_of(&args.script)),
+        "script": args.script,
+        "args": args.arguments,
+        "cwd": args.cwd.as_deref().map_or_else(|| here.display().to_string(), &absolute),
+        "env": environment(&args.env)?,
+        "autorestart": !args.no_autorestart,
+    });
+    let texts = [
+        ("instances", &args.instances),
+        ("port", &args.port),
+        ("interpreter", &args.interpreter),
+        ("namespace", &args.namespace),
+        ("user", &args.user),
+        ("group", &args.group),
+        ("max_memory_restart", &args.max_memory),
+        ("kill_timeout", &args.kill_timeout),
+    ];
+    for (key, text) in texts {
+        if let Some(text) = text {
+            definition[key] = Value::from(text.as_str());
+        }
+    }
+    if let Some(file) = &args.env_file {
+        definition["env_file"] = Value::from(absolute(file));
+    }
+    if let Some(count) = args.max_restarts {
+        definition["max_restarts"] = Value::from(count);
+    }
+    Ok(definition)
+}
+
+/// The name of the program or script, without directory and ending.
+fn name_of(script: &str) -> String {
+    let first = script.split_whitespace().next().unwrap_or(script);
+    // Of `node server.js` the script is what people know it by.
+    let known = ["node", "python", "python3", "bash", "sh", "ruby", "php", "perl", "bun", "deno"];
+    let second = script.split_whitespace().nth(1).filter(|word| !word.starts_with('-'));
+    let chosen = if known.contains(&first) { second.unwrap_or(first) } else { first };
+    Path::new(chosen).file_stem().map_or_else(|| chosen.to_owned(), |stem| stem.to_string_lossy().into_owned())
+}
+
+/// The variables, and PATH as it is here, so that a program is found as it is found by hand.
+fn environment(given: &[String]) -> Result<Map<String, Value>, Failure> {
+    let mut variables = Map::new();
+    if let Ok(path) = std::env::var("PATH") {
+        variables.insert("PATH".to_owned(), path.into());
+    }
+    for variable in given {
+        let (name, value) = match variable.split_once('=') {
+            Some((name, value)) => (name, value.to_owned()),
+            None => {
+                let missing = |_error| Failure::Usage(format!("--env {variable}: there is no such variable here"));
+                (variable.as_str(), std::env::var(variable).map_err(missing)?)
+            }
+        };
+        variables.insert(name.to_owned(), value.into());
+    }
+    Ok(variables)
+}
+
+/// Waits until every instance of `list` is online or given up; returns how they are then.
+pub(super) async fn wait(client: &Client, list: &List) -> Result<List, Failure> {
+    let begun = Instant::now();
+    let mut told = false;
+    loop {
+        let now: List = client.get("/process").await?;
+        let is_meant = |item: &crate::api::process::Item| list.processes.iter().any(|wanted| wanted.id == item.id);
+        let meant = List { processes: now.processes.into_iter().filter(is_meant).collect(), ..now };
+        let is_settled =
+            |item: &crate::api::process::Item| matches!(item.status.as_str(), "online" | "errored" | "stopped");
+        if meant.processes.iter().all(is_settled) || begun.elapsed() > PATIENCE {
+            return Ok(meant);
+        }
+        if begun.elapsed() > QUIET && !told {
+            told = true;
+            let waiting = meant.processes.iter().filter(|item| !is_settled(item)).map(|item| item.name.as_str());
+            output::complain(&format!("waiting for {}\n", waiting.collect::<Vec<_>>().join(", ")));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_named_after_what_people_know() {
+        let cases = [("./bin/server", "server"), ("app.js", "app"), ("node server.js", "server"), ("sleep 7", "sleep")];
+        for (script, name) in cases {
+            assert_eq!(name_of(script), name);
+        }
+    }
+
+    #[test]
+    fn variables_are_given_or_handed_on() {
+        let variables = environment(&["A=1=2".to_owned(), "PATH".to_owned()]).expect("both are there");
+        assert_eq!((variables["A"].as_str(), variables.len()), (Some("1=2"), 2));
+        assert!(environment(&["NO_SUCH_VARIABLE_HERE".to_owned()]).is_err());
+    }
+}

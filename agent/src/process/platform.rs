@@ -1,0 +1,133 @@
+//! The host as the supervisor uses it: start a process in a cgroup of its own, hear of its end, signal it, clear the cgroup,
+//! see what it uses, find what an earlier agent left running.
+
+pub mod fake;
+pub mod linux;
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::definition::{Definition, KillSignal};
+use super::view::Exit;
+
+/// One process to be started.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    pub definition: Arc<Definition>,
+    /// The name of the instance.
+    pub name: Arc<str>,
+    /// The name of its FIFOs and log files, which stays when the number of instances changes.
+    pub log_name: Arc<str>,
+    pub place: Place,
+    pub record: Record,
+}
+
+/// Which life of which instance; its cgroup is `NAME@INDEX.GENERATION`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place {
+    pub process: Arc<str>,
+    pub index: u32,
+    pub generation: u64,
+}
+
+impl Place {
+    /// The name of its cgroup.
+    pub fn cgroup(&self) -> String {
+        format!("{}@{}.{}", self.process, self.index, self.generation)
+    }
+
+    /// The place that the cgroup `name` stands for.
+    pub fn parse(name: &str) -> Option<Self> {
+        let (process, rest) = name.rsplit_once('@')?;
+        let (index, generation) = rest.split_once('.')?;
+        Some(Self { process: process.into(), index: index.parse().ok()?, generation: generation.parse().ok()? })
+    }
+}
+
+/// What is written beside a running process for the next agent.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Record {
+    pub port: Option<u16>,
+    pub restarts: u64,
+    /// Of the definition it was started with.
+    pub fingerprint: u64,
+    /// Milliseconds since 1970.
+    pub started_ms: u64,
+}
+
+/// What runs in the cgroups of this agent.
+#[derive(Debug, Clone)]
+pub struct Found<C> {
+    pub place: Place,
+    /// The main process and what is known of it; `None`: it has ended, and others of its cgroup live.
+    pub main: Option<(C, Record)>,
+}
+
+/// Why a process was not started.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
+pub struct StartError {
+    /// One sentence: what is wrong and what to do.
+    pub why: String,
+    /// The same start would fail again.
+    pub permanent: bool,
+}
+
+/// What the cgroup of a process uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// CPU time since it was made.
+    pub cpu_micros: u64,
+    pub memory_bytes: u64,
+}
+
+/// The host.
+pub trait Platform: Send + Sync + 'static {
+    /// A running process.
+    type Child: Clone + Send + Sync + 'static;
+
+    /// Looks whether `definition` could be started now, without doing it.
+    fn check(&self, definition: &Definition) -> impl Future<Output = Result<(), StartError>> + Send;
+
+    /// Starts a process.
+    fn spawn(&self, launch: Launch) -> impl Future<Output = Result<Self::Child, StartError>> + Send;
+
+    /// The process id of a child.
+    fn pid(&self, child: &Self::Child) -> u32;
+
+    /// Waits for its end.
+    fn ended(&self, child: Self::Child) -> impl Future<Output = Exit> + Send;
+
+    /// Asks it to end. One that is gone needs no signal.
+    fn signal(&self, child: &Self::Child, signal: KillSignal);
+
+    /// Kills everything in the cgroup, waits until nothing is left and takes the cgroup away.
+    fn sweep(&self, place: Place) -> impl Future<Output = ()> + Send;
+
+    /// Nothing will be written under this name any more: what is left is written, then nobody waits for more.
+    fn retire(&self, log_name: &str) -> impl Future<Output = ()> + Send;
+
+    /// What each cgroup uses, by its main process; `None`: it is gone.
+    fn usage(&self, places: Vec<(Place, u32)>) -> impl Future<Output = Vec<Option<Usage>>> + Send;
+
+    /// Everything that runs in cgroups of this agent.
+    fn find(&self) -> impl Future<Output = Vec<Found<Self::Child>>> + Send;
+
+    /// Whether nothing listens on `port` of this host.
+    fn is_port_free(&self, port: u16) -> bool;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_read_back_from_its_cgroup() {
+        let place = Place { process: "a@b".into(), index: 3, generation: 17 };
+        assert_eq!(Place::parse(&place.cgroup()), Some(place));
+        for other in ["log-keeper", "web@", "web@1", "web@x.1"] {
+            assert_eq!(Place::parse(other), None, "{other}");
+        }
+    }
+}

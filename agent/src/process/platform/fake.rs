@@ -1,0 +1,164 @@
+//! A host in memory: processes that live until a test ends them, in cgroups that can hold more than the main one.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+
+use super::{Found, Launch, Place, Platform, Record, StartError, Usage};
+use crate::process::definition::{Definition, KillSignal};
+use crate::process::view::Exit;
+
+/// The host; clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Fake {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next_pid: u32,
+    running: BTreeMap<Place, Running>,
+    /// Every start that was carried out, in order.
+    starts: Vec<String>,
+    /// Processes that do not end on a signal.
+    stubborn: bool,
+    used_ports: Vec<u16>,
+    /// The fewest processes that ever ran since it was set.
+    fewest: usize,
+    refuse: Option<StartError>,
+}
+
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    end: watch::Sender<Option<Exit>>,
+    record: Record,
+}
+
+/// A process of the fake host.
+#[derive(Debug, Clone)]
+pub struct Child {
+    pid: u32,
+    end: watch::Receiver<Option<Exit>>,
+}
+
+impl Fake {
+    fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Ends the process of `cgroup` as if by itself.
+    pub fn end(&self, cgroup: &str, exit: Exit) {
+        self.with(|state| {
+            if let Some((_, running)) = state.running.iter().find(|(place, _)| place.cgroup() == cgroup) {
+                running.end.send_replace(Some(exit));
+            }
+        });
+    }
+
+    /// The cgroups in which something runs.
+    pub fn running(&self) -> Vec<String> {
+        self.with(|state| state.running.keys().map(Place::cgroup).collect())
+    }
+
+    /// The cgroups of every start so far.
+    pub fn starts(&self) -> Vec<String> {
+        self.with(|state| state.starts.clone())
+    }
+
+    /// From now on the fewest processes that run at a time are counted.
+    pub fn count_fewest(&self) {
+        self.with(|state| state.fewest = state.running.len());
+    }
+
+    /// The fewest processes that ran at a time since [`Self::count_fewest`].
+    pub fn fewest(&self) -> usize {
+        self.with(|state| state.fewest)
+    }
+
+    /// From now on processes do not end on a signal.
+    pub fn ignore_signals(&self) {
+        self.with(|state| state.stubborn = true);
+    }
+
+    /// Somebody else listens on `port`.
+    pub fn use_port(&self, port: u16) {
+        self.with(|state| state.used_ports.push(port));
+    }
+
+    /// Every start fails with `error` until it is `None`.
+    pub fn refuse(&self, error: Option<StartError>) {
+        self.with(|state| state.refuse = error);
+    }
+}
+
+impl Platform for Fake {
+    type Child = Child;
+
+    async fn check(&self, _definition: &Definition) -> Result<(), StartError> {
+        self.with(|state| state.refuse.clone().map_or(Ok(()), Err))
+    }
+
+    async fn spawn(&self, launch: Launch) -> Result<Child, StartError> {
+        self.with(|state| {
+            if let Some(error) = &state.refuse {
+                return Err(error.clone());
+            }
+            state.next_pid += 1;
+            let (end, ended) = watch::channel(None);
+            let child = Child { pid: state.next_pid, end: ended };
+            state.starts.push(launch.place.cgroup());
+            state.running.insert(launch.place, Running { child: child.clone(), end, record: launch.record });
+            Ok(child)
+        })
+    }
+
+    fn pid(&self, child: &Child) -> u32 {
+        child.pid
+    }
+
+    async fn ended(&self, mut child: Child) -> Exit {
+        match child.end.wait_for(Option::is_some).await {
+            Ok(exit) => exit.unwrap_or(Exit::Unknown),
+            Err(_gone) => Exit::Signal(9),
+        }
+    }
+
+    fn signal(&self, child: &Child, _signal: KillSignal) {
+        self.with(|state| {
+            let is_meant = |running: &&Running| running.child.pid == child.pid;
+            if let (false, Some(running)) = (state.stubborn, state.running.values().find(is_meant)) {
+                running.end.send_replace(Some(Exit::Signal(15)));
+            }
+        });
+    }
+
+    async fn sweep(&self, place: Place) {
+        self.with(|state| {
+            state.running.remove(&place);
+            state.fewest = state.fewest.min(state.running.len());
+        });
+    }
+
+    async fn retire(&self, _log_name: &str) {}
+
+    async fn usage(&self, places: Vec<(Place, u32)>) -> Vec<Option<Usage>> {
+        let usage = Usage { cpu_micros: 0, memory_bytes: 1 << 20 };
+        self.with(|state| places.iter().map(|(place, _)| state.running.contains_key(place).then_some(usage)).collect())
+    }
+
+    async fn find(&self) -> Vec<Found<Child>> {
+        self.with(|state| {
+            let found = |(place, running): (&Place, &Running)| Found {
+                place: place.clone(),
+                main: running.end.borrow().is_none().then(|| (running.child.clone(), running.record.clone())),
+            };
+            state.running.iter().map(found).collect()
+        })
+    }
+
+    fn is_port_free(&self, port: u16) -> bool {
+        self.with(|state| !state.used_ports.contains(&port))
+    }
+}

@@ -1,0 +1,317 @@
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::*;
+use crate::foundation::lifecycle::{Readiness, Shutdown};
+use crate::foundation::metrics::Metrics as Registry;
+use crate::foundation::task::{self, Task};
+use crate::process::handle::{Change, Handle, Scale, Shared, Target};
+use crate::process::logs::client::LogKeeper;
+use crate::process::platform::fake::Fake;
+use crate::process::quantity::{Count, Ports, Span};
+use crate::process::view::Status;
+
+/// A supervisor over a fake host; its list is in a directory of its own.
+struct World {
+    host: Fake,
+    handle: Handle,
+    directory: std::sync::Arc<tempfile::TempDir>,
+    shutdown: Shutdown,
+    _tasks: [Task; 2],
+}
+
+impl World {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        Self::on(Fake::default(), std::sync::Arc::new(directory), Vec::new())
+    }
+
+    fn on(host: Fake, directory: std::sync::Arc<tempfile::TempDir>, configured: Vec<Spec>) -> Self {
+        let (logs, logs_task) =
+            LogKeeper::start(directory.path(), Arc::new(|| Err(std::io::ErrorKind::Unsupported.into())));
+        let log_policy = LogPolicy {
+            directory: directory.path().to_owned(),
+            max_bytes: 1 << 20,
+            max_age_s: 60,
+            keep: 1,
+            compress: false,
+        };
+        let (requests, received) = mpsc::channel(16);
+        let (publish, snapshot) = watch::channel(Arc::default());
+        let events = broadcast::Sender::new(64);
+        let watchers = Arc::new(Watchers::default());
+        let inputs = Inputs {
+            platform: host.clone(),
+            log_policy,
+            state_file: directory.path().join("processes.json"),
+            configured,
+            requests: received,
+            snapshot: publish,
+            events: events.clone(),
+            watchers: Arc::clone(&watchers),
+            metrics: Metrics::new(&Registry::default(), snapshot.clone()),
+        };
+        let (supervisor, configured) = Supervisor::new(inputs);
+        let shutdown = Shutdown::default();
+        let run = supervisor.run(configured, Readiness::default().block("process"), shutdown.stop());
+        let handle = Handle { shared: Ok(Arc::new(Shared { requests, snapshot, events, logs, watchers })) };
+        Self { host, handle, directory, shutdown, _tasks: [task::spawn("process", run), logs_task] }
+    }
+
+    /// Ends the agent and starts another on the same host.
+    async fn next_agent(self, configured: Vec<Spec>) -> Self {
+        assert!(self.shutdown.drain(Duration::from_secs(5)).await);
+        Self::on(self.host, self.directory, configured)
+    }
+
+    async fn until(&self, wanted: &[(&str, Status)]) {
+        let mut changes = self.handle.changes();
+        let is_so = |snapshot: &Arc<Snapshot>| {
+            let now: Vec<(&str, Status)> = snapshot.processes.iter().map(|view| (&*view.name, view.status)).collect();
+            now == wanted
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(120), changes.wait_for(is_so)).await;
+        if waited.is_err() {
+            panic!("{wanted:?} never came; there is {:?}", self.handle.snapshot());
+        }
+    }
+}
+
+fn definition(name: &str) -> Definition {
+    Definition::new(name, "/bin/true")
+}
+
+fn cluster(name: &str, count: u32) -> Definition {
+    Definition { instances: Count::Exactly(count), ..definition(name) }
+}
+
+fn spec(definition: Definition) -> Spec {
+    definition.validate(2).expect("valid")
+}
+
+fn named(name: &str) -> Target {
+    Target::parse(name)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_is_started_stopped_and_forgotten() {
+    let world = World::new();
+    let made = world.handle.create(definition("web")).await.expect("created");
+    assert_eq!((made.len(), made[0].id, &*made[0].name), (1, 0, "web"));
+    world.until(&[("web", Status::Online)]).await;
+    assert_eq!(world.host.running(), ["web@0.1"]);
+    let stopped = world.handle.stop(&named("web")).await.expect("stopped");
+    assert_eq!((stopped[0].status, stopped[0].pid), (Status::Stopped, None));
+    assert!(world.host.running().is_empty());
+    world.handle.start(&named("0")).await.expect("by its id");
+    world.until(&[("web", Status::Online)]).await;
+    assert!(matches!(world.handle.start(&named("web")).await, Err(Error::AlreadyRunning { .. })));
+    world.handle.delete(&named("web")).await.expect("deleted");
+    assert!(world.host.running().is_empty() && world.handle.snapshot().processes.is_empty());
+    let missing = world.handle.stop(&named("web")).await.expect_err("gone");
+    assert!(matches!(missing, Error::NotFound { .. }), "{missing}");
+}
+
+use crate::process::error::Error;
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_leads_to_exactly_one_new_process() {
+    let world = World::new();
+    world.handle.create(definition("web")).await.expect("created");
+    world.until(&[("web", Status::Online)]).await;
+    world.host.end("web@0.1", Exit::Signal(11));
+    let mut changes = world.handle.changes();
+    let restarted =
+        |snapshot: &Arc<Snapshot>| snapshot.processes[0].restarts == 1 && snapshot.processes[0].pid.is_some();
+    let view = Arc::clone(&changes.wait_for(restarted).await.expect("it runs").processes[0]);
+    assert_eq!(view.last_exit, Some(Exit::Signal(11)));
+    assert_eq!(world.host.running(), ["web@0.2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_ends_at_once_for_ever_is_given_up() {
+    let world = World::new();
+    let quick = Definition { max_restarts: 3, ..definition("web") };
+    world.handle.create(quick).await.expect("created");
+    for generation in 1..=4 {
+        let mut changes = world.handle.changes();
+        let cgroup = format!("web@0.{generation}");
+        let host = world.host.clone();
+        let runs = |_: &Arc<Snapshot>| host.running() == [cgroup.as_str()];
+        tokio::time::timeout(Duration::from_secs(60), changes.wait_for(runs))
+            .await
+            .expect("started")
+            .map(drop)
+            .expect("alive");
+        world.host.end(&cgroup, Exit::Code(3));
+    }
+    world.until(&[("web", Status::Errored)]).await;
+    assert_eq!(world.host.starts().len(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ignores_the_signal_is_killed_with_everything_it_started() {
+    let world = World::new();
+    world.handle.create(Definition { kill_timeout: Span::millis(500), ..definition("web") }).await.expect("created");
+    world.until(&[("web", Status::Online)]).await;
+    world.host.ignore_signals();
+    world.handle.stop(&named("web")).await.expect("stopped");
+    world.until(&[("web", Status::Stopped)]).await;
+    assert!(world.host.running().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_agent_takes_over_what_runs_and_restarts_nothing() {
+    let world = World::new();
+    world.handle.create(cluster("web", 2)).await.expect("created");
+    world.handle.create(definition("job")).await.expect("created");
+    world.until(&[("web-0", Status::Online), ("web-1", Status::Online), ("job", Status::Online)]).await;
+    world.handle.stop(&named("job")).await.expect("stopped");
+    let before: Vec<_> = world.handle.snapshot().processes.iter().map(|view| (view.id, view.pid)).collect();
+    let world = world.next_agent(Vec::new()).await;
+    world.until(&[("web-0", Status::Online), ("web-1", Status::Online), ("job", Status::Stopped)]).await;
+    let after: Vec<_> = world.handle.snapshot().processes.iter().map(|view| (view.id, view.pid)).collect();
+    assert_eq!((after, world.host.starts().len()), (before, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_died_while_no_agent_ran_is_started_and_what_nobody_knows_is_cleared() {
+    let world = World::new();
+    world.handle.create(definition("web")).await.expect("created");
+    world.handle.create(definition("old")).await.expect("created");
+    world.until(&[("web", Status::Online), ("old", Status::Online)]).await;
+    let (host, directory) = (world.host.clone(), Arc::clone(&world.directory));
+    assert!(world.shutdown.drain(Duration::from_secs(5)).await);
+    host.end("web@0.1", Exit::Code(1));
+    let file = directory.path().join("processes.json");
+    let mut saved: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).expect("saved")).expect("JSON");
+    saved["processes"].as_array_mut().expect("a list").retain(|process| process["definition"]["name"] != "old");
+    std::fs::write(&file, saved.to_string()).expect("written");
+    let world = World::on(host, directory, Vec::new());
+    world.until(&[("web", Status::Online)]).await;
+    let mut changes = world.handle.changes();
+    tokio::time::timeout(Duration::from_secs(5), changes.changed()).await.ok();
+    assert_eq!(world.host.running(), ["web@0.2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn processes_of_the_configuration_come_change_and_go_with_it() {
+    let world = World::new();
+    world.handle.create(definition("mine")).await.expect("created");
+    let lines = world.handle.configure(vec![spec(definition("web"))]).await.expect("taken");
+    assert_eq!(lines, ["process web added"]);
+    world.until(&[("mine", Status::Online), ("web", Status::Online)]).await;
+    assert_eq!(world.handle.configure(vec![spec(definition("web"))]).await.expect("taken"), Vec::<String>::new());
+    let other = Definition { kill_timeout: Span::millis(1), ..definition("web") };
+    let lines = world.handle.configure(vec![spec(other)]).await.expect("taken");
+    assert_eq!(lines, ["process web changed and is reloaded"]);
+    assert!(matches!(world.handle.delete(&named("web")).await, Err(Error::Configured { .. })));
+    world.handle.configure(Vec::new()).await.expect("taken");
+    world.until(&[("mine", Status::Online)]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_configuration_restarts_what_an_earlier_agent_started() {
+    let directory = Arc::new(tempfile::tempdir().expect("a temporary directory"));
+    let world = World::on(Fake::default(), directory, vec![spec(definition("web"))]);
+    world.until(&[("web", Status::Online)]).await;
+    let other = Definition { kill_timeout: Span::millis(1), ..definition("web") };
+    let world = world.next_agent(vec![spec(other)]).await;
+    let mut changes = world.handle.changes();
+    let host = world.host.clone();
+    let renewed = |_: &Arc<Snapshot>| host.running() == ["web@0.2"];
+    tokio::time::timeout(Duration::from_secs(60), changes.wait_for(renewed))
+        .await
+        .expect("renewed")
+        .map(drop)
+        .expect("alive");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_never_has_two_of_three_down() {
+    let world = World::new();
+    world.handle.create(cluster("web", 3)).await.expect("created");
+    let online = [("web-0", Status::Online), ("web-1", Status::Online), ("web-2", Status::Online)];
+    world.until(&online).await;
+    world.host.count_fewest();
+    world.handle.reload(&named("web")).await.expect("reloaded");
+    assert_eq!(world.host.fewest(), 2);
+    assert_eq!(world.host.running(), ["web@0.2", "web@1.2", "web@2.2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scale_makes_and_takes_instances_with_their_ports() {
+    let world = World::new();
+    let web = Definition { port: Ports::parse("3000-3009"), ..definition("web") };
+    world.handle.create(web).await.expect("created");
+    world.handle.scale("web", Scale::To(3)).await.expect("scaled");
+    world.until(&[("web-0", Status::Online), ("web-1", Status::Online), ("web-2", Status::Online)]).await;
+    let ports: Vec<_> = world.handle.snapshot().processes.iter().map(|view| view.port).collect();
+    assert_eq!(ports, [Some(3000), Some(3001), Some(3002)]);
+    world.handle.scale("web", Scale::By(-2)).await.expect("scaled");
+    world.until(&[("web", Status::Online)]).await;
+    assert_eq!(world.host.running(), ["web@0.1"]);
+    assert!(world.handle.scale("web", Scale::By(-1)).await.is_err());
+    assert!(world.handle.scale("web", Scale::To(11)).await.is_err(), "there are ten ports");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_that_somebody_has_is_refused_or_passed_over() {
+    let world = World::new();
+    world.host.use_port(3000);
+    let one = Definition { port: Ports::parse("3000"), ..definition("web") };
+    let error = world.handle.create(one).await.expect_err("in use");
+    assert_eq!(error, Error::PortInUse { name: "web".to_owned(), port: 3000 });
+    assert!(world.handle.snapshot().processes.is_empty(), "nothing is kept");
+    for (name, port) in [("a", 3001), ("b", 3002)] {
+        let free = Definition { port: Ports::parse("auto:3000-3002"), ..definition(name) };
+        world.handle.create(free).await.expect("created");
+        let mut changes = world.handle.changes();
+        let has = |snapshot: &Arc<Snapshot>| snapshot.processes.last().is_some_and(|view| view.port == Some(port));
+        tokio::time::timeout(Duration::from_secs(5), changes.wait_for(has))
+            .await
+            .expect("in time")
+            .map(drop)
+            .expect("alive");
+    }
+    let third = Definition { port: Ports::parse("auto:3000-3002"), ..definition("c") };
+    assert!(matches!(world.handle.create(third).await, Err(Error::PortInUse { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_definition_that_is_wrong_or_cannot_start_leaves_nothing() {
+    let world = World::new();
+    assert!(matches!(world.handle.create(definition("a/b")).await, Err(Error::Invalid(_))));
+    world.host.refuse(Some(StartError { why: "script: there is no file".to_owned(), permanent: true }));
+    assert!(matches!(world.handle.create(definition("web")).await, Err(Error::Start { .. })));
+    world.host.refuse(None);
+    world.handle.create(cluster("web", 2)).await.expect("created");
+    assert!(matches!(world.handle.create(definition("web-1")).await, Err(Error::Exists { .. })));
+    assert!(matches!(world.handle.create(definition("web")).await, Err(Error::Exists { .. })));
+    assert_eq!(world.handle.snapshot().processes.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_takes_another_port_and_number() {
+    let world = World::new();
+    world.handle.create(Definition { port: Ports::parse("3000"), ..definition("web") }).await.expect("created");
+    world.until(&[("web", Status::Online)]).await;
+    let change = Change { port: Ports::parse("4000-4001"), instances: Some(2) };
+    let views = world.handle.restart(&named("web"), change).await.expect("restarted");
+    let ports: Vec<_> = views.iter().map(|view| (view.status, view.port)).collect();
+    assert_eq!(ports, [(Status::Online, Some(4000)), (Status::Online, Some(4001))]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_view_has_the_version_of_its_snapshot_and_others_keep_theirs() {
+    let world = World::new();
+    world.handle.create(definition("a")).await.expect("created");
+    world.handle.create(definition("b")).await.expect("created");
+    world.until(&[("a", Status::Online), ("b", Status::Online)]).await;
+    let before = world.handle.snapshot();
+    world.handle.stop(&named("b")).await.expect("stopped");
+    let after = world.handle.snapshot();
+    assert!(after.version > before.version && after.processes[1].version > before.version);
+    assert!(Arc::ptr_eq(&after.processes[0], &before.processes[0]), "what did not change is the same");
+}
