@@ -174,7 +174,7 @@ impl<P: Platform> Supervisor<P> {
 
     /// Returns whether the agent stops.
     fn on_wake(&mut self, wake: Wake<P::Child>) -> bool {
-        let now = Instant::now();
+        let now = clock();
         match wake {
             Wake::Stop | Wake::Request(None) => return true,
             Wake::Request(Some(request)) => self.on_request(request, now),
@@ -355,6 +355,11 @@ impl<P: Platform> Supervisor<P> {
             Done::Cleared
         }));
     }
+}
+
+/// The runtime's clock, which a test may stop.
+fn clock() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// The port of an instance: the first of its own that nobody has.

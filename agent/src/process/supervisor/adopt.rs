@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::instance::{Origin, Process, fingerprint};
-use super::{Found, Platform, Supervisor};
+use super::{Found, Platform, Supervisor, clock};
 use crate::process::config::processors;
 use crate::process::machine::Input;
 use crate::process::spec::Spec;
@@ -15,7 +15,7 @@ use crate::process::spec::Spec;
 impl<P: Platform> Supervisor<P> {
     /// Restores the list and takes over what runs.
     pub(super) async fn take_over(&mut self, configured: Vec<Spec>) {
-        let now = Instant::now();
+        let now = clock();
         self.restore();
         let found = self.platform.find().await;
         self.adopt(found, now);

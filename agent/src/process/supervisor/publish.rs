@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::instance::{Instance, Process};
-use super::{Platform, Supervisor};
+use super::{Platform, Supervisor, clock};
 use crate::process::platform::linux::LogPolicy;
 use crate::process::view::{Event, Snapshot, Status, View, What};
 
@@ -104,7 +104,7 @@ fn view<C>(instance: &Instance<C>, process: &Process, logs: &LogPolicy, version:
         health: instance.health.clone(),
         last_exit: instance.last_exit,
         error: instance.error.clone(),
-        next_start: wait.map(|at| SystemTime::now() + at.saturating_duration_since(Instant::now())),
+        next_start: wait.map(|at| SystemTime::now() + at.saturating_duration_since(clock())),
         definition: Arc::clone(definition),
         out_log: shared(old.map(|old| &old.out_log), &out),
         error_log: shared(old.map(|old| &old.error_log), &error),

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{Done, Platform, Supervisor, Usage};
+use super::{Done, Platform, Supervisor, Usage, clock};
 use crate::process::error::Error;
 use crate::process::handle::Reply;
 use crate::process::machine::Input;
@@ -32,7 +32,7 @@ impl<P: Platform> Supervisor<P> {
         if self.sampling.under_way || self.instances.values().all(|instance| instance.pid.is_none()) {
             return None;
         }
-        let Some(last) = self.sampling.last else { return Some(Instant::now()) };
+        let Some(last) = self.sampling.last else { return Some(clock()) };
         Some(last + self.interval())
     }
 
