@@ -34,8 +34,8 @@ use crate::model::Model;
 use crate::model::mesh::Mesh;
 use crate::pm3::failure::{Failure, Kind};
 use crate::pm3::{self, Pm3};
-use crate::store;
 use crate::process::handle::Handle as Processes;
+use crate::store;
 use crate::wireguard::status::PeerFigures;
 use crate::{dns, ebpf, net, wireguard};
 
