@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
 
 use super::instance::Origin;
@@ -120,7 +121,15 @@ impl<P: Platform> Supervisor<P> {
     }
 
     /// Writes the list before the agent ends.
-    pub(super) async fn save_now(self) {
+    pub(super) async fn save_now(mut self) {
+        // An older list that is being written must not come after this one.
+        while self.store.under_way {
+            match self.pending.next().await {
+                Some(Done::Saved(version, result)) => self.on_saved(version, result),
+                Some(_) => {}
+                None => break,
+            }
+        }
         let (saved, path) = (self.saved(), self.store.path.clone());
         match tokio::task::spawn_blocking(move || write(&path, &saved)).await {
             Ok(Ok(())) => {}
