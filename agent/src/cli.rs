@@ -5,6 +5,7 @@
 //! without an agent, `doctor` (which only looks), `import`, which writes the files it names, and `log-keeper`.
 
 mod agent;
+mod args;
 mod cert;
 mod client;
 mod config;
@@ -27,12 +28,13 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::api::CommandError;
 use crate::app::Launch;
 use crate::config::{Config, LoadError, ResolveError};
 use crate::foundation::error::chain;
+use args::{Check, PingArgs, StatusArgs, TailArgs, TopArgs};
 use client::ClientError;
 
 /// What the composition root does for the command line.
@@ -334,93 +336,6 @@ struct AgentArgs {
 #[derive(Debug, Args)]
 struct JsonArgs {
     /// Exact figures as JSON with a schema number
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Debug, Args)]
-struct StatusArgs {
-    /// Only say whether the agent answers, has come up, or is ready
-    #[arg(long, value_enum, conflicts_with = "watch")]
-    check: Option<Check>,
-    /// Show the status again whenever it changes
-    #[arg(long)]
-    watch: bool,
-    /// Exact figures as JSON with a schema number
-    #[arg(long)]
-    json: bool,
-}
-
-/// What `status --check` asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Check {
-    /// The agent answers
-    Live,
-    /// Everything has come up, and the tunnel link exists
-    Ready,
-    /// Everything has come up
-    Startup,
-}
-
-impl Check {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Live => "live",
-            Self::Ready => "ready",
-            Self::Startup => "startup",
-        }
-    }
-}
-
-#[derive(Debug, Args)]
-struct TopArgs {
-    /// Measure once and exit
-    #[arg(long)]
-    once: bool,
-    /// Seconds between two measurements, 0.1 to 60
-    #[arg(long, default_value = "1", value_name = "SECONDS", value_parser = top::parse_interval)]
-    interval: std::time::Duration,
-    /// Exact figures as JSON, one object a line
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Debug, Args)]
-struct PingArgs {
-    /// A peer's name, public key, or an address in its allowed IPs
-    peer: String,
-    /// How many requests, one a second
-    #[arg(long, short, default_value = "4", value_parser = clap::value_parser!(u16).range(1..))]
-    count: u16,
-    /// Exact figures as JSON
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Debug, Args)]
-struct TailArgs {
-    /// Only lines of this part of the agent, like dns or wireguard
-    #[arg(long, short)]
-    domain: Option<String>,
-    /// Only lines of this level or worse: error, warn, info, debug, trace
-    #[arg(long, short)]
-    level: Option<String>,
-    /// Only lines from this time on, like 2026-01-02T03:04:05Z
-    #[arg(long, short, value_name = "TIME")]
-    after: Option<String>,
-    /// Only lines before this time
-    #[arg(long, short, value_name = "TIME")]
-    before: Option<String>,
-    /// Only lines that hold this text
-    #[arg(long, short = 's', value_name = "TEXT")]
-    contains: Option<String>,
-    /// At most so many lines of history, the newest
-    #[arg(long, short = 'n', default_value_t = 100)]
-    lines: u32,
-    /// End after the history
-    #[arg(long)]
-    no_follow: bool,
-    /// The lines as they are stored, one JSON object each
     #[arg(long)]
     json: bool,
 }
