@@ -30,6 +30,8 @@ mod metrics;
 pub mod error;
 pub mod handle;
 mod supervisor;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -4,6 +4,8 @@ mod over_control;
 mod over_gateway;
 mod over_grpc;
 mod over_hosts;
+mod over_processes;
+mod over_socket;
 mod over_web;
 
 use std::path::Path;
@@ -30,6 +32,11 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     pub(crate) fn new() -> Self {
+        Self::supervising(Processes::disabled("this is a test"))
+    }
+
+    /// The same over a supervisor.
+    pub(crate) fn supervising(process: Processes) -> Self {
         let wireguard = watch::Sender::new(Arc::new(wireguard::status::Status {
             link: Some(Link { name: "weft0".parse().expect("a link name"), index: 7, backend: Backend::Kernel }),
             listen_port: Some(51820),
@@ -60,7 +67,7 @@ impl Fixture {
             figures: FiguresReader::new(|| Box::pin(async { figures() })),
             store: store::Handle::absent(),
             state_dir: state.path().to_owned(),
-            process: Processes::disabled("this is a test"),
+            process,
             readiness: Readiness::default(),
             metrics: Metrics::default(),
             pm3,

@@ -12,10 +12,14 @@
 //! | [`access`] | who may |
 //! | [`routes`] | every path; [`openapi`] writes the document from it |
 //! | [`content`] | bodies and queries |
-//! | [`endpoints`] | what each path does |
+//! | [`endpoints`], [`processes`] | what each path does |
+//! | [`list`] | the list of processes, written once for each state of it |
+//! | [`live`] | WebSocket subscribers |
+//! | [`page`] | the page at `/` |
+//! | [`redact`] | what of an environment is shown |
 //! | [`listener`], [`connection`] | sockets |
 //!
-//! Invariants: nothing but `/metrics`, `/health`, the document and the index answers without a key or the kernel's word for
+//! Invariants: nothing but `/metrics`, `/health`, the document and the page answers without a key or the kernel's word for
 //! the caller, and those only under a name of ours: a page that points its own name at us gets nothing. The kernel's word is
 //! never lent to a page of another origin. Connections, heads, bodies and times are bounded.
 
@@ -30,9 +34,14 @@ pub mod exposition;
 mod head;
 mod host;
 mod key;
+mod list;
 mod listener;
+mod live;
 mod openapi;
+mod page;
 mod problem;
+mod processes;
+mod redact;
 mod routes;
 mod system;
 
@@ -86,7 +95,7 @@ pub struct Bound {
 /// The running server; dropping it closes the listener.
 #[must_use = "dropping the web listener closes it"]
 pub struct Web {
-    _task: Task,
+    _tasks: [Task; 2],
     /// Callers are recorded while it lives.
     _watched: Option<Box<dyn Send + Sync>>,
 }
@@ -97,6 +106,9 @@ struct Site {
     sources: Arc<Sources>,
     classifier: Option<Arc<dyn Classifier>>,
     address: SocketAddr,
+    list: list::List,
+    live: live::Live,
+    stop: Stop,
 }
 
 /// Listens on `address`. Needs a tokio runtime.
@@ -123,8 +135,10 @@ impl Bound {
         if watched.is_some() {
             listener::turn_away(&listener);
         }
-        let site = Arc::new(Site { settings, sources, classifier, address });
-        let task = task::spawn("web", listener::serve(listener, site, stop));
-        Web { _task: task, _watched: watched }
+        let (live, writer) = live::Live::start(sources.process.clone(), Arc::clone(&sources.pm3));
+        let list = list::List::default();
+        let site = Arc::new(Site { settings, sources, classifier, address, list, live, stop: stop.clone() });
+        let accepting = task::spawn("web", listener::serve(listener, site, stop));
+        Web { _tasks: [accepting, writer], _watched: watched }
     }
 }

@@ -61,7 +61,7 @@ fn with_key(origins: &[&str]) -> web::config::Config {
     }
 }
 
-async fn ask_at(address: SocketAddr, request: &str) -> String {
+pub(super) async fn ask_at(address: SocketAddr, request: &str) -> String {
     let stream = TcpStream::connect(address).await.expect("connected");
     exchange(stream, request.as_bytes()).await
 }
@@ -136,7 +136,9 @@ async fn without_a_link_the_agent_is_not_ready() {
 #[tokio::test]
 async fn what_is_not_offered_is_refused_in_the_documented_format() {
     let fixture = Fixture::new();
-    for path in ["/status", "/peers", "/reload", "/down", "/shutdown", "/api", "/api/", "/weft.v1.Agent/GetStatus"] {
+    let elsewhere =
+        ["/status", "/peers", "/reload", "/down", "/api", "/api/", "/api/processes/", "/weft.v1.Agent/GetStatus"];
+    for path in elsewhere {
         let answer = ask(&fixture, root(), &format!("POST {path} HTTP/1.1\r\nHost: localhost\r\n")).await;
         assert_eq!(code(&answer), (404, "NOT_FOUND".to_owned()), "{path}");
     }
@@ -241,6 +243,16 @@ async fn the_document_and_the_index_list_what_there_is() {
     assert!(json(parts(&document).1)["paths"]["/api/system"]["get"].is_object(), "{document}");
     let index = ask(&fixture, nobody(), "GET / HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n").await;
     assert!(json(parts(&index).1)["endpoints"]["GET /api/system"].is_string(), "{index}");
+}
+
+#[tokio::test]
+async fn the_page_may_load_its_own_files_and_nothing_else() {
+    let fixture = Fixture::new();
+    for (path, content_type) in [("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")] {
+        let answer = ask(&fixture, nobody(), &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n")).await;
+        assert!(answer.contains(&format!("content-type: {content_type}")), "{answer}");
+        assert!(answer.contains("content-security-policy: default-src 'none'; script-src 'self';"), "{answer}");
+    }
 }
 
 #[tokio::test]

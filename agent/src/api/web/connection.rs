@@ -8,6 +8,7 @@ use axum::http::request::Parts;
 use axum::http::{Method, Request, Response, StatusCode, header};
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
@@ -33,7 +34,11 @@ pub(super) struct Asked<'a> {
     /// `None`: what is open to all.
     pub(super) grant: Option<Grant>,
     pub(super) route: &'static Route,
+    /// The segment that stands for `{…}` in the path of the route.
+    pub(super) segment: Option<String>,
     pub(super) head: &'a Parts,
+    /// Where the request asks for one: the connection as it will be after the answer.
+    pub(super) upgrade: Option<OnUpgrade>,
 }
 
 pub(super) async fn serve(stream: TcpStream, site: Arc<Site>, caller: Arc<Caller>, mut stop: Stop) {
@@ -45,7 +50,8 @@ pub(super) async fn serve(stream: TcpStream, site: Arc<Site>, caller: Arc<Caller
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     let mut serving = std::pin::pin!(serving);
     let result = tokio::select! {
         result = serving.as_mut() => result,
@@ -57,7 +63,8 @@ pub(super) async fn serve(stream: TcpStream, site: Arc<Site>, caller: Arc<Caller
     http::log_end("web", result);
 }
 
-async fn respond(site: &Arc<Site>, caller: &Arc<Caller>, request: Request<Incoming>) -> Response<Body> {
+async fn respond(site: &Arc<Site>, caller: &Arc<Caller>, mut request: Request<Incoming>) -> Response<Body> {
+    let upgrade = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
     let (head, body) = request.into_parts();
     let facts = Facts::of(&head);
     if head.method == Method::OPTIONS {
@@ -66,7 +73,7 @@ async fn respond(site: &Arc<Site>, caller: &Arc<Caller>, request: Request<Incomi
     let (mut response, grant) = match let_in(site, caller, &head, &facts) {
         Ok(asked) => {
             let grant = asked.grant;
-            (carry_out(asked, body).await, grant)
+            (carry_out(Asked { upgrade, ..asked }, body).await, grant)
         }
         Err(problem) => {
             content::discard(body).await;
@@ -88,7 +95,7 @@ fn let_in<'a>(
     head: &'a Parts,
     facts: &Facts<'_>,
 ) -> Result<Asked<'a>, Problem> {
-    let (route, _segment) = routes::find(&head.method, head.uri.path())?;
+    let (route, segment) = routes::find(&head.method, head.uri.path())?;
     let grant = match route.access {
         Access::Open if facts.keys.is_empty() => {
             if let Some(named) = facts.host.filter(|named| !host::is_ours(named, site.address.ip())) {
@@ -102,7 +109,7 @@ fn let_in<'a>(
         }
     };
     content::check_query(route, head.uri.query())?;
-    Ok(Asked { site, caller, grant, route, head })
+    Ok(Asked { site, caller, grant, route, segment, head, upgrade: None })
 }
 
 /// What changes something leaves a line that says who asked; the rest at DEBUG.

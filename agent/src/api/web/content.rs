@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::problem::{Code, Problem};
 use super::routes::Route;
+use crate::pm3::params;
 
 /// The largest body of a request; a definition with a large environment is a few kB.
 pub(super) const MAX_BODY_BYTES: usize = 1024 * 1024;
@@ -88,4 +89,18 @@ pub(super) fn check_query(route: &Route, query: Option<&str>) -> Result<(), Prob
 fn pairs(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
     let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
     pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+/// The value of a parameter, decoded.
+///
+/// # Errors
+/// It is not percent-encoded text, or stands twice.
+pub(super) fn value(query: Option<&str>, name: &str) -> Result<Option<String>, Problem> {
+    let mut found = pairs(query).filter(|(candidate, _)| *candidate == name).map(|(_, value)| value);
+    let Some(first) = found.next() else { return Ok(None) };
+    let refuse = |why: &str| Problem::new(Code::InvalidRequest, format!("{name} {why}")).with("parameter", name);
+    if found.next().is_some() {
+        return Err(refuse("stands twice in the query"));
+    }
+    params::decode(first).map(Some).ok_or_else(|| refuse("is not percent-encoded text"))
 }

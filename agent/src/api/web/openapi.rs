@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use super::problem::Code;
-use super::routes::{Access, Content, Endpoint, ROUTES, Route};
+use super::routes::{Access, Content, ROUTES, Route};
 
 /// The schemas by name, in JSON Schema 2020-12.
 const SCHEMAS: &str = include_str!("openapi/schemas.json");
@@ -60,7 +60,9 @@ fn operation(route: &Route) -> Value {
         }
     });
     if let Some(schema) = route.body {
-        operation["requestBody"] = json!({ "content": content(Content::Json(schema)) });
+        // Commands go without one; only a definition has to be there.
+        operation["requestBody"] =
+            json!({ "required": schema == "Definition", "content": content(Content::Json(schema)) });
     }
     operation
 }
@@ -93,9 +95,6 @@ fn responses(route: &Route) -> Map<String, Value> {
         ]);
     }
     failures.extend(route.failures);
-    if route.endpoint == Endpoint::Metrics {
-        failures.extend([Code::OperationFailed, Code::InsufficientResources]);
-    }
     let mut by_status: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for code in failures {
         let name = serde_json::to_value(code).ok().and_then(|name| name.as_str().map(str::to_owned));
@@ -111,8 +110,20 @@ fn responses(route: &Route) -> Map<String, Value> {
 fn content(content: Content) -> Value {
     match content {
         Content::Json(schema) => json!({ "application/json": { "schema": { "$ref": reference(schema) } } }),
-        Content::Text => json!({ "text/plain": { "schema": { "type": "string" } } }),
+        Content::Text => text("text/plain"),
+        Content::Style => text("text/css"),
+        Content::Script => text("text/javascript"),
+        Content::Page(schema) => {
+            let mut both = text("text/html");
+            both["application/json"] = json!({ "schema": { "$ref": reference(schema) } });
+            both
+        }
+        Content::Socket => json!({}),
     }
+}
+
+fn text(media: &str) -> Value {
+    json!({ media: { "schema": { "type": "string" } } })
 }
 
 fn reference(schema: &str) -> String {

@@ -13,8 +13,18 @@ use serde_json::{Map, Value};
 pub(super) enum Code {
     /// The request is wrong; the same request never succeeds.
     InvalidRequest,
-    /// The body is not the JSON that is wanted.
+    /// The body is not JSON.
     ConfigParseError,
+    /// What the body says cannot be, or has a field that is not known.
+    InvalidConfig,
+    ProcessNotFound,
+    ProcessAlreadyExists,
+    ProcessAlreadyRunning,
+    /// What is to be started cannot be, as it is written down.
+    ProcessStartFailed,
+    PortInUse,
+    /// The state it asks for does not go with the state there is.
+    Conflict,
     Unauthorized,
     PermissionDenied,
     /// There is no such path.
@@ -33,9 +43,16 @@ pub(super) enum Code {
 
 impl Code {
     /// Every code, for the document.
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 19] = [
         Self::InvalidRequest,
         Self::ConfigParseError,
+        Self::InvalidConfig,
+        Self::ProcessNotFound,
+        Self::ProcessAlreadyExists,
+        Self::ProcessAlreadyRunning,
+        Self::ProcessStartFailed,
+        Self::PortInUse,
+        Self::Conflict,
         Self::Unauthorized,
         Self::PermissionDenied,
         Self::NotFound,
@@ -50,10 +67,15 @@ impl Code {
 
     pub(super) const fn status(self) -> StatusCode {
         match self {
-            Self::InvalidRequest | Self::ConfigParseError => StatusCode::BAD_REQUEST,
+            Self::InvalidRequest | Self::ConfigParseError | Self::InvalidConfig | Self::ProcessStartFailed => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::ProcessAlreadyExists | Self::ProcessAlreadyRunning | Self::PortInUse | Self::Conflict => {
+                StatusCode::CONFLICT
+            }
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::PermissionDenied => StatusCode::FORBIDDEN,
-            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::ProcessNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,

@@ -20,12 +20,27 @@ pub(super) enum Access {
 /// What carries a request out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Endpoint {
-    Index,
-    Document,
+    List,
+    Details,
+    Create,
+    StopOrDelete,
+    Stop,
+    Start,
+    Restart,
+    Reload,
+    Health,
+    Logs,
+    LogsOfProcess,
+    Status,
+    System,
+    Subscribe,
     Metrics,
     Live,
     Ready,
-    System,
+    Document,
+    Index,
+    Style,
+    Script,
 }
 
 /// A parameter of the query.
@@ -43,6 +58,12 @@ pub(super) enum Content {
     /// JSON of a named schema.
     Json(&'static str),
     Text,
+    /// A page for browsers; JSON of a named schema for who accepts only that.
+    Page(&'static str),
+    Style,
+    Script,
+    /// No content: the connection becomes a WebSocket.
+    Socket,
 }
 
 /// One row of the table.
@@ -78,17 +99,141 @@ const fn get(path: &'static str, access: Access, endpoint: Endpoint, content: Co
     }
 }
 
+const fn post(path: &'static str, endpoint: Endpoint, body: &'static str, about: &'static str) -> Route {
+    Route {
+        method: "POST",
+        body: Some(body),
+        failures: COMMAND,
+        ..get(path, Access::Granted, endpoint, Content::Json("Done"), about)
+    }
+}
+
+const ONE: &[Code] = &[Code::ProcessNotFound, Code::NotReady, Code::InsufficientResources, Code::OperationFailed];
+const COMMAND: &[Code] = &[
+    Code::ProcessNotFound,
+    Code::InvalidConfig,
+    Code::ProcessAlreadyRunning,
+    Code::ProcessStartFailed,
+    Code::PortInUse,
+    Code::Conflict,
+    Code::NotReady,
+    Code::InsufficientResources,
+    Code::OperationFailed,
+];
+const LOG_QUERY: &[Parameter] = &[
+    Parameter {
+        name: "lines",
+        schema: r#"{"type":"integer","minimum":1,"maximum":10000,"default":20}"#,
+        about: "How many of the newest lines",
+    },
+    Parameter {
+        name: "type",
+        schema: r#"{"type":"string","enum":["stdout","stderr","all"],"default":"all"}"#,
+        about: "Which output",
+    },
+];
+const PURGE: &[Parameter] = &[Parameter {
+    name: "purge",
+    schema: r#"{"type":"boolean","default":false}"#,
+    about: "Forget the process too, not only stop it",
+}];
+
 /// The table.
 pub(super) static ROUTES: &[Route] = &[
+    get("/api/processes", Access::Granted, Endpoint::List, Content::Json("Processes"), "All processes"),
+    Route {
+        status: 201,
+        content: Content::Json("Created"),
+        failures: &[
+            Code::InvalidConfig,
+            Code::ProcessAlreadyExists,
+            Code::ProcessStartFailed,
+            Code::PortInUse,
+            Code::NotReady,
+            Code::InsufficientResources,
+            Code::OperationFailed,
+        ],
+        ..post(
+            "/api/processes",
+            Endpoint::Create,
+            "Definition",
+            "Define a process and start it; for root and who has the key",
+        )
+    },
+    Route {
+        failures: ONE,
+        ..get(
+            "/api/processes/{name_or_id}",
+            Access::Granted,
+            Endpoint::Details,
+            Content::Json("Details"),
+            "One process",
+        )
+    },
+    Route {
+        method: "DELETE",
+        query: PURGE,
+        ..post("/api/processes/{name_or_id}", Endpoint::StopOrDelete, "Nothing", "Stop a process; it stays defined")
+    },
+    post("/api/processes/{name_or_id}/restart", Endpoint::Restart, "Changes", "Stop a process and start it again"),
+    post("/api/processes/{name_or_id}/stop", Endpoint::Stop, "Nothing", "Stop a process; it stays defined"),
+    Route {
+        content: Content::Json("Created"),
+        ..post("/api/processes/{name_or_id}/start", Endpoint::Start, "Nothing", "Start a process that is stopped")
+    },
+    post("/api/processes/{name_or_id}/reload", Endpoint::Reload, "Nothing", "Restart one instance after the other"),
+    Route {
+        failures: ONE,
+        ..get(
+            "/api/processes/{name_or_id}/health",
+            Access::Granted,
+            Endpoint::Health,
+            Content::Json("Health"),
+            "What the health checks of a process said",
+        )
+    },
+    Route {
+        failures: ONE,
+        query: LOG_QUERY,
+        ..get(
+            "/api/processes/{name_or_id}/logs",
+            Access::Granted,
+            Endpoint::LogsOfProcess,
+            Content::Json("Logs"),
+            "The same as /api/logs/{name_or_id}",
+        )
+    },
+    Route {
+        failures: ONE,
+        query: LOG_QUERY,
+        ..get(
+            "/api/logs/{name_or_id}",
+            Access::Granted,
+            Endpoint::Logs,
+            Content::Json("Logs"),
+            "The newest lines that a process wrote",
+        )
+    },
     get("/api/system", Access::Granted, Endpoint::System, Content::Json("System"), "Figures of this host"),
-    get("/metrics", Access::Open, Endpoint::Metrics, Content::Text, "Metrics in the text formats of Prometheus"),
+    get("/api/status", Access::Granted, Endpoint::Status, Content::Json("Status"), "Processes and host in one answer"),
+    Route {
+        status: 101,
+        failures: &[Code::InsufficientResources],
+        ..get("/ws", Access::Granted, Endpoint::Subscribe, Content::Socket, "Live messages over a WebSocket")
+    },
+    Route {
+        failures: &[Code::InsufficientResources, Code::OperationFailed],
+        ..get("/metrics", Access::Open, Endpoint::Metrics, Content::Text, "Metrics in the text formats of Prometheus")
+    },
     get("/health/live", Access::Open, Endpoint::Live, Content::Json("Liveness"), "Whether the agent answers"),
     Route {
         failures: &[Code::NotReady],
         ..get("/health/ready", Access::Open, Endpoint::Ready, Content::Json("Readiness"), "Whether the agent is ready")
     },
     get("/openapi.json", Access::Open, Endpoint::Document, Content::Json("Document"), "This document"),
-    get("/", Access::Open, Endpoint::Index, Content::Json("Index"), "What this listener offers"),
+    get("/", Access::Open, Endpoint::Index, Content::Page("Index"), "The page, or to programs what there is"),
+    get("/page.css", Access::Open, Endpoint::Style, Content::Style, "The style of the page"),
+    get("/page.js", Access::Open, Endpoint::Script, Content::Script, "The program of the page"),
 ];
 
 /// The route of a request, and the segment that stands for `{…}`.

@@ -1,5 +1,7 @@
 //! The figures of this host as `GET /api/system` and the WebSocket show them (spec, "System Information"). Pure.
 
+use std::time::SystemTime;
+
 use serde::Serialize;
 
 use crate::foundation::rfc3339;
@@ -49,6 +51,36 @@ pub(super) fn report(figures: &HostFigures) -> Report {
         load: Load { one, five, fifteen },
         uptime: figures.uptime_seconds,
         timestamp: rfc3339::format(figures.sampled_at),
+    }
+}
+
+/// The same as WebSocket subscribers get it (spec, "System Metrics Updates").
+#[derive(Debug, Serialize)]
+pub(super) struct Update {
+    cpu: f64,
+    memory: UpdatedMemory,
+    load: UpdatedLoad,
+    timestamp: String,
+}
+
+#[derive(Debug, Serialize)]
+struct UpdatedMemory {
+    usage_percent: f64,
+    used: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct UpdatedLoad {
+    one: f64,
+}
+
+/// One sample as a message.
+pub(super) fn update(figures: &HostFigures, now: SystemTime) -> Update {
+    Update {
+        cpu: figures.cpu_percent,
+        memory: UpdatedMemory { usage_percent: usage_percent(figures), used: used(figures) },
+        load: UpdatedLoad { one: figures.load[0] },
+        timestamp: rfc3339::format(now),
     }
 }
 
