@@ -1,5 +1,7 @@
-//! The web API of a whole agent, as curl sees it: who may, by the kernel's record and by the key.
+//! The web API of a whole agent: who may, by the kernel's record and by the key; the clients of its document, unchanged; its page
+//! in a real browser.
 
+use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use integration_tests::agent::{Settings, TestAgent};
@@ -7,6 +9,8 @@ use integration_tests::gate;
 use integration_tests::netns::NetNs;
 use serde_json::Value;
 
+/// Debian's, which has the packages of the set-up.
+const PYTHON: &str = "/usr/bin/python3";
 const TOOLS: [&str; 5] = ["wg", "ip", "nsenter", "curl", "setpriv"];
 const KEY: &str = "0123456789abcdef0123456789abcdef";
 const NOBODY: [&str; 4] = ["setpriv", "--reuid", "65534", "--clear-groups"];
@@ -67,4 +71,103 @@ fn a_key_file_that_others_can_read_stops_the_start_and_is_named() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("web.api_key_file") && said.contains("chmod 600"), "{said}");
     assert!(!said.contains(KEY), "{said}");
+}
+
+/// A file of these tests, under its name in `directory`.
+fn place(directory: &Path, name: &str, text: &str) -> String {
+    let path = directory.join(name);
+    std::fs::write(&path, text).expect("a file of our own");
+    path.display().to_string()
+}
+
+#[test]
+fn the_python_client_of_the_document_runs_unchanged_and_every_answer_is_as_promised() {
+    if !gate::root_and(&[&TOOLS[..], &["python3"]].concat()) {
+        return;
+    }
+    let host = NetNs::new().expect("a namespace");
+    let _agent = TestAgent::start(&host, settings("")).expect("it starts");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let client = place(directory.path(), "client.py", include_str!("web/client.py"));
+    let words = [PYTHON, "-c", include_str!("web/drive.py"), &client, "--no-health"];
+    let report = host.run(&words).expect("the client is content");
+    assert!(
+        report.starts_with("content: ") && report.contains("process_event, process_update, system_update"),
+        "{report}"
+    );
+}
+
+#[test]
+fn the_javascript_client_of_the_document_runs_unchanged() {
+    if !gate::root_and(&[&TOOLS[..], &["node"]].concat()) {
+        return;
+    }
+    let host = NetNs::new().expect("a namespace");
+    let _agent = TestAgent::start(&host, settings("")).expect("it starts");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let client = place(directory.path(), "client.js", include_str!("web/client.js"));
+    let driver = place(directory.path(), "drive.js", include_str!("web/drive.js"));
+    let words = ["env", "NODE_PATH=/usr/share/nodejs", "node", &driver, &client];
+    let report = host.run(&words).expect("the client is content");
+    assert!(report.starts_with("{ processes: [], total: 0 }") && report.ends_with("content\n"), "{report}");
+}
+
+#[test]
+fn the_curl_examples_of_the_document_run_unchanged() {
+    if !gate::root_and(&[&TOOLS[..], &["node"]].concat()) {
+        return;
+    }
+    let host = NetNs::new().expect("a namespace");
+    let _agent = TestAgent::start(&host, settings("")).expect("it starts");
+    let report = host.run(&["sh", "-e", "-c", include_str!("web/client.sh")]).expect("curl is answered");
+    let answers: Vec<Value> = report.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(answers.len(), 5, "{report}");
+    assert_eq!(answers[0], serde_json::json!({ "processes": [], "total": 0 }));
+    assert_eq!(answers[1]["message"], "Process 'test-api' started successfully");
+    assert!(answers[2]["load"]["one"].is_number(), "{report}");
+    assert_eq!(answers[3]["process"], "test-api");
+    assert_eq!(answers[4]["message"], "Process 'test-api' stopped successfully");
+}
+
+/// Where a screenshot of the page stays after the test, to be looked at.
+fn screenshot(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
+fn browse(host: &NetNs, name: &str, key: &[&str]) {
+    let picture = screenshot(name);
+    let at = picture.display().to_string();
+    let words = [&[PYTHON, "-c", include_str!("web/browser.py"), "http://127.0.0.1:9615/", &at][..], key].concat();
+    let report = host.run(&words).expect("the page does what its user wants");
+    assert_eq!(report, "content\n");
+    assert!(std::fs::metadata(&picture).is_ok_and(|file| file.len() > 10_000), "a picture of the page");
+}
+
+const WEB_API: &str = "[process.web-api]\nscript = \"sh\"\nport = 3000\n\
+                       args = [\"-c\", \"echo '<b>bold</b> is text'; exec sleep 1000\"]\n";
+
+#[test]
+fn the_page_shows_starts_and_stops_in_a_real_browser() {
+    if !gate::root_and(&[&TOOLS[..], &["chromium", "python3"]].concat()) {
+        return;
+    }
+    let host = NetNs::new().expect("a namespace");
+    let _agent = TestAgent::start(&host, settings(WEB_API)).expect("it starts");
+    browse(&host, "web-page.png", &[]);
+}
+
+#[test]
+fn the_page_asks_for_the_key_where_the_browser_is_not_trusted() {
+    if !gate::root_and(&[&TOOLS[..], &["chromium", "python3"]].concat()) {
+        return;
+    }
+    let host = NetNs::new().expect("a namespace");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("key");
+    std::fs::write(&file, KEY).expect("written");
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("it is ours");
+    let trusted = "[gateway.caller]\nusers = [\"daemon\"]\n";
+    let web = format!("api_key_file = {file:?}\n{trusted}{WEB_API}");
+    let _agent = TestAgent::start(&host, settings(&web)).expect("it starts");
+    browse(&host, "web-page-key.png", &[KEY]);
 }

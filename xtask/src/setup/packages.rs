@@ -82,6 +82,13 @@ const PACKAGES: &[Package] = &[
     package(Group::Test, "dash", "dash", "shell of the guests"),
     package(Group::Test, "python3-grpcio", "", "a gRPC client of other hands"),
     package(Group::Test, "python3-grpc-tools", "", "its stubs"),
+    package(Group::Test, "python3-requests", "", "the Python client of the web API's document"),
+    package(Group::Test, "python3-websocket", "", "the same over WebSocket, and the driver of the browser"),
+    package(Group::Test, "python3-jsonschema", "", "holds answers against the OpenAPI document"),
+    package(Group::Test, "nodejs", "node", "the JavaScript client of the web API's document"),
+    package(Group::Test, "node-axios", "", "the same"),
+    package(Group::Test, "chromium", "chromium", "the web page in a real browser"),
+    package(Group::Test, "wrk", "wrk", "HTTP load"),
     package(Group::Test, "strace", "strace", "counts the system calls that write"),
 ];
 

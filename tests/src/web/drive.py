@@ -1,0 +1,102 @@
+# Runs the document's Python client (the file named first) unchanged: its WebSocket part in a program of its own, its class here.
+# Every answer is held against the schema that /openapi.json promises for it.
+import json
+import subprocess
+import sys
+import threading
+
+import jsonschema
+import requests
+
+BASE = "http://localhost:9615"
+source = open(sys.argv[1]).read()
+
+# What the WebSocket part prints, until all four kinds of message have come.
+listener = subprocess.Popen([sys.executable, "-u", sys.argv[1]], stdout=subprocess.PIPE, text=True)
+wanted = {"process_update", "system_update", "health_update", "process_event"}
+seen, lines, complete, begun = set(), [], threading.Event(), threading.Event()
+
+
+def read():
+    for line in listener.stdout:
+        lines.append(line)
+        begun.set()
+        seen.update(kind for kind in wanted if f"'type': '{kind}'" in line)
+        if seen >= wanted - ({"health_update"} if "--no-health" in sys.argv else set()):
+            complete.set()
+
+
+threading.Thread(target=read, daemon=True).start()
+
+document = requests.get(f"{BASE}/openapi.json").json()
+checked = set()
+
+
+def check(method, path, response):
+    operation = document["paths"][path][method.lower()]
+    promised = operation["responses"][str(response.status_code)]["content"]["application/json"]["schema"]
+    schema = {**promised, "components": document["components"]}
+    jsonschema.Draft202012Validator(schema).validate(response.json())
+    checked.add(f"{method} {path} {response.status_code}")
+    return response
+
+
+def ask(method, path, name="", **more):
+    url = BASE + path.replace("{name_or_id}", name)
+    return check(method, path, requests.request(method, url, **more))
+
+
+try:
+    # The class of the document, as it stands there.
+    namespace = {}
+    exec(compile(source.split("# WebSocket client")[0], sys.argv[1], "exec"), namespace)
+    client = namespace["PMDaemonClient"]()
+    assert begun.wait(20), "the WebSocket told nothing"
+    config = {"name": "new-api", "script": "sh", "args": ["-c", "echo ready; echo oops >&2; exec sleep 1000"], "port": "3001"}
+    started = client.start_process(config)
+    assert started["success"] and started["message"] == "Process 'new-api' started successfully", started
+    assert started["process"]["port"] == 3001, started
+    listed = client.list_processes()
+    assert listed["total"] == 1 and listed["processes"][0]["name"] == "new-api", listed
+    metrics = client.get_system_metrics()
+    assert metrics["cpu"]["cores"] >= 1, metrics
+
+    one = "/api/processes/{name_or_id}"
+    for path in ["/api/processes", "/api/system", "/api/status", "/health/live", "/health/ready"]:
+        ask("GET", path)
+    ask("GET", "/", headers={"Accept": "application/json"})
+    ask("GET", one, "new-api")
+    ask("GET", one + "/health", "new-api")
+    for _ in range(200):
+        logs = ask("GET", "/api/logs/{name_or_id}", "new-api", params={"lines": 50}).json()
+        if {line["message"] for line in logs["logs"]} >= {"ready", "oops"}:
+            break
+    else:
+        raise AssertionError(logs)
+    only = ask("GET", "/api/logs/{name_or_id}", "new-api", params={"type": "stderr"}).json()
+    assert {line["type"] for line in only["logs"]} == {"stderr"}, only
+    ask("GET", one + "/logs", "new-api")
+    ask("POST", one + "/restart", "new-api", json={"port": "3002"})
+    assert ask("GET", one, "new-api").json()["port"] == 3002
+    ask("POST", one + "/restart", "new-api")
+    ask("POST", one + "/reload", "new-api")
+    ask("POST", one + "/stop", "new-api")
+    ask("POST", one + "/start", "new-api")
+    assert ask("POST", one + "/start", "new-api").status_code == 409
+    assert ask("GET", one, "nonexistent").status_code == 404
+    assert ask("POST", "/api/processes", json={"name": "x"}).status_code == 400
+    assert ask("POST", "/api/processes", data=b"{").status_code == 415
+    assert ask("POST", "/api/processes", data=b"{", headers={"Content-Type": "application/json"}).status_code == 400
+    huge = json.dumps({"name": "x" * 10_000_000})
+    assert ask("POST", "/api/processes", data=huge, headers={"Content-Type": "application/json"}).status_code == 413
+    assert ask("GET", "/api/system", headers={"X-API-Key": "wrong"}).status_code == 401
+    assert ask("GET", "/api/system", headers={"Origin": "https://evil.example"}).status_code == 403
+
+    stopped = client.stop_process("new-api")
+    assert stopped == {"success": True, "message": "Process 'new-api' stopped successfully"}, stopped
+    ask("DELETE", one, "new-api", params={"purge": "true"})
+    assert client.list_processes() == {"processes": [], "total": 0}
+    assert complete.wait(20), f"only {seen} came: {lines[-20:]}"
+finally:
+    listener.kill()
+print(f"content: {len(checked)} kinds of answer as promised, {', '.join(sorted(seen))}")
