@@ -9,6 +9,7 @@ pub(crate) mod dns;
 pub(crate) mod gateway;
 pub(crate) mod peers;
 pub(crate) mod tunnel;
+pub(crate) mod web;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
@@ -68,6 +69,7 @@ const AREAS: &[(&str, Area)] = &[
     ("gateway", gateway::run),
     ("tunnel", tunnel::run),
     ("peers", peers::run),
+    ("web", web::run),
 ];
 
 #[derive(Debug, Args)]

@@ -57,7 +57,9 @@ pub(crate) fn for_test() -> Result<()> {
 }
 
 fn missing(groups: &[Group]) -> Result<Vec<Package>> {
-    let wanted = packages::of(groups);
+    let distribution = distribution();
+    let mut wanted = packages::of(groups);
+    wanted.retain(|package| package.not_on != distribution);
     if !Path::new("/usr/bin/dpkg-query").exists() {
         let lacking: Vec<&str> = wanted.iter().filter(|p| !p.has_program()).map(|p| p.name).collect();
         ensure!(
@@ -69,6 +71,13 @@ fn missing(groups: &[Group]) -> Result<Vec<Package>> {
     }
     let installed = installed()?;
     Ok(wanted.into_iter().filter(|package| !installed.iter().any(|name| name == package.name)).collect())
+}
+
+/// `ID` of os-release(5).
+fn distribution() -> String {
+    let text = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let id = text.lines().find_map(|line| line.strip_prefix("ID="));
+    id.map_or("linux", |id| id.trim_matches('"')).to_owned()
 }
 
 fn installed() -> Result<Vec<String>> {

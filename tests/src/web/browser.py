@@ -84,10 +84,12 @@ try:
         assert text("document.querySelectorAll('#processes tbody tr').length") == 0, "figures without a key"
         text(f"document.querySelector('#key').value = {json.dumps(KEY)}")
         text("document.querySelector('#login button').click()")
+    shown = "getComputedStyle(document.querySelector('#login')).display !== 'none'"
     until("it is live", lambda: text("document.querySelector('#connection')?.textContent") == "live")
     until("the process is online", lambda: status() == "online")
     until("the host is shown", lambda: text("document.querySelectorAll('#host div').length") == 3)
     assert text("document.querySelector('#processes tbody tr').cells[1].textContent") == "web-api"
+    assert text(shown) is False, "it asks for a key that it does not need any more"
     click("logs web-api")
     until("its log is shown", lambda: "<b>bold</b>" in (text("document.querySelector('#logs pre').textContent") or ""))
     assert text("document.querySelectorAll('#logs b').length") == 0, "what a process writes was read as HTML"

@@ -1,4 +1,5 @@
-//! The Debian packages, each with the reason it is here. Names are the same in Debian 12, 13 and Ubuntu 24.04.
+//! The Debian packages, each with the reason it is here. Names are the same in Debian 12, 13 and Ubuntu 24.04,
+//! unless `not_on` says otherwise.
 
 use clap::ValueEnum;
 
@@ -27,6 +28,8 @@ pub(crate) struct Package {
     pub(crate) why: &'static str,
     /// Units that it would start at boot.
     pub(crate) services: &'static [&'static str],
+    /// The distribution (`ID` of os-release(5)) that has no such package; what needs it is skipped there.
+    pub(crate) not_on: &'static str,
 }
 
 impl Package {
@@ -36,7 +39,7 @@ impl Package {
 }
 
 const fn package(group: Group, name: &'static str, program: &'static str, why: &'static str) -> Package {
-    Package { group, name, program, why, services: &[] }
+    Package { group, name, program, why, services: &[], not_on: "" }
 }
 
 /// The packages of `groups`.
@@ -87,7 +90,7 @@ const PACKAGES: &[Package] = &[
     package(Group::Test, "python3-jsonschema", "", "holds answers against the OpenAPI document"),
     package(Group::Test, "nodejs", "node", "the JavaScript client of the web API's document"),
     package(Group::Test, "node-axios", "", "the same"),
-    package(Group::Test, "chromium", "chromium", "the web page in a real browser"),
+    Package { not_on: "ubuntu", ..package(Group::Test, "chromium", "chromium", "the web page in a real browser") },
     package(Group::Test, "wrk", "wrk", "HTTP load"),
     package(Group::Test, "strace", "strace", "counts the system calls that write"),
 ];
