@@ -18,6 +18,7 @@
 //! | `log-history`, a thread | log lines, bounded | files in `logs/` |
 //! | `grpc` | connections with TLS, `watch`es of everything published | |
 //! | `renewal` | a timer | a new certificate of this node, on disk and in every listener |
+//! | `live` | `watch` of the processes, their events, a timer | what WebSocket subscribers of `web` are told |
 //! | `control`, `web` | connections | [`Command`]s over a bounded `mpsc` to the loop here |
 //! | this loop | commands, signals, the watchdog | new settings into the `watch`es |
 //!

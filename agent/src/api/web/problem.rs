@@ -115,7 +115,9 @@ impl Problem {
             error: &'a Problem,
         }
         // Text and JSON values can always be written.
-        serde_json::to_vec(&Refusal { success: false, error: self }).unwrap_or_default().into()
+        let mut text = serde_json::to_vec(&Refusal { success: false, error: self }).unwrap_or_default();
+        text.push(b'\n');
+        text.into()
     }
 }
 
