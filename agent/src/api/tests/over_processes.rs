@@ -215,6 +215,16 @@ async fn queries_are_checked() {
 }
 
 #[tokio::test]
+async fn a_namespace_can_be_listed_alone() {
+    let world = World::new(root());
+    world.ask("POST", "/api/processes", &new_api()).await;
+    world.ask("POST", "/api/processes", &value!({ "name": "b", "script": "x", "namespace": "back-end" })).await;
+    let (code, list) = world.get("/api/processes?namespace=back%2Dend").await;
+    assert_eq!((code, &list["total"], &list["processes"][0]["name"]), (200, &1.into(), &"b".into()), "{list}");
+    assert_eq!(world.get("/api/processes?namespace=none").await.1, value!({ "processes": [], "total": 0 }));
+}
+
+#[tokio::test]
 async fn a_local_caller_that_is_not_root_may_stop_and_not_define() {
     let caller = Caller { uid: Some(33), ..root() };
     let world = World::new(caller);

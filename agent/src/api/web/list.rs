@@ -74,6 +74,19 @@ pub(super) fn entries(snapshot: &Snapshot, now: SystemTime) -> Vec<Entry<'_>> {
     snapshot.processes.iter().map(|view| Entry::of(view, now)).collect()
 }
 
+/// What `GET /api/processes` answers.
+#[derive(Debug, Serialize)]
+pub(super) struct Page<'a> {
+    processes: Vec<Entry<'a>>,
+    total: usize,
+}
+
+impl<'a> Page<'a> {
+    pub(super) fn new(processes: Vec<Entry<'a>>) -> Self {
+        Self { total: processes.len(), processes }
+    }
+}
+
 /// The newest list as it was written.
 #[derive(Debug, Default)]
 pub(super) struct List {
@@ -112,14 +125,8 @@ impl List {
     }
 
     fn write(&self, handle: &Handle, sampled_at: Instant) -> Result<Bytes, Problem> {
-        #[derive(Serialize)]
-        struct Page<'a> {
-            processes: Vec<Entry<'a>>,
-            total: usize,
-        }
         let snapshot = handle.snapshot();
-        let processes = entries(&snapshot, SystemTime::now());
-        let page = Page { total: processes.len(), processes };
+        let page = Page::new(entries(&snapshot, SystemTime::now()));
         let mut text = serde_json::to_vec(&page).map_err(|error| {
             tracing::error!(%error, "failed to write the list of processes");
             Problem::new(Code::OperationFailed, "the list cannot be written as JSON")

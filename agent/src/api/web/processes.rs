@@ -77,8 +77,15 @@ fn handle<'a>(asked: &Asked<'a>) -> &'a Handle {
     &asked.site.sources.process
 }
 
-/// `GET /api/processes`.
+/// `GET /api/processes`; with `namespace=NAME` only those of one.
 pub(super) async fn list(asked: &Asked<'_>) -> Answer {
+    if let Some(namespace) = content::value(asked.head.uri.query(), "namespace")? {
+        let snapshot = handle(asked).snapshot();
+        let is_meant = |view: &&Arc<View>| *view.namespace == *namespace;
+        let now = SystemTime::now();
+        let entries = snapshot.processes.iter().filter(is_meant).map(|view| Entry::of(view, now)).collect();
+        return Ok(answer::json(StatusCode::OK, &list::Page::new(entries)));
+    }
     Ok(answer::bytes(answer::JSON, asked.site.list.body(handle(asked)).await?))
 }
 

@@ -132,6 +132,8 @@ const LOG_QUERY: &[Parameter] = &[
         about: "Which output",
     },
 ];
+const NAMESPACE: &[Parameter] =
+    &[Parameter { name: "namespace", schema: r#"{"type":"string"}"#, about: "Only those of this namespace" }];
 const PURGE: &[Parameter] = &[Parameter {
     name: "purge",
     schema: r#"{"type":"boolean","default":false}"#,
@@ -140,7 +142,10 @@ const PURGE: &[Parameter] = &[Parameter {
 
 /// The table.
 pub(super) static ROUTES: &[Route] = &[
-    get("/api/processes", Access::Granted, Endpoint::List, Content::Json("Processes"), "All processes"),
+    Route {
+        query: NAMESPACE,
+        ..get("/api/processes", Access::Granted, Endpoint::List, Content::Json("Processes"), "All processes")
+    },
     Route {
         status: 201,
         content: Content::Json("Created"),
