@@ -139,8 +139,8 @@ fn roles(config: &Config) -> Roles {
     let dns_low = config.dns.enabled
         && (config.dns.listen_on_mesh || config.dns.listen.iter().any(|address| low(address.port())));
     let gateway = &config.gateway;
-    let gateway_low =
-        gateway.enabled && (gateway.listen_on_mesh || gateway.listen.iter().any(|address| low(address.port())));
+    let mut gateway_ports = gateway.listen.iter().chain(&gateway.tls_listen).map(std::net::SocketAddr::port);
+    let gateway_low = gateway.enabled && (gateway.listen_on_mesh || gateway_ports.any(low));
     Roles {
         accounting: config.accounting.enabled,
         callers: (gateway.enabled || config.web.enabled) && gateway.caller.enabled,
@@ -202,6 +202,7 @@ async fn serve_until_stopped(
         state_dir: settings.state_dir.clone(),
         history,
         ip_table: settings.gateway.ip_table.clone(),
+        store: store.clone(),
     })?;
     let recorded = match settings.gateway.enabled || settings.web.enabled {
         true => Some(Arc::new(callers::Recorded(Callers::start(settings.callers.clone(), &metrics).await))),
@@ -209,7 +210,7 @@ async fn serve_until_stopped(
     };
     let classifier = recorded.clone().map(|recorded| recorded as Arc<dyn pm3::caller::Classifier>);
     let gateway = recorded.filter(|_| settings.gateway.enabled).map(|recorded| {
-        let inputs = gateway_inputs(&settings, recorded, &pm3, &domains, &metrics);
+        let inputs = gateway_inputs(&settings, recorded, &pm3, &domains, &metrics, &identity);
         gateway::start(inputs, listener_shutdown.stop())
     });
     let gateway_status = gateway.as_ref().map_or_else(|| watch::Sender::default().subscribe(), Gateway::status);
@@ -255,6 +256,7 @@ fn gateway_inputs(
     pm3: &Arc<Pm3>,
     domains: &Domains,
     metrics: &Metrics,
+    identity: &Identity,
 ) -> gateway::Inputs {
     gateway::Inputs {
         config: settings.gateway.clone(),
@@ -263,6 +265,7 @@ fn gateway_inputs(
         classifier: Arc::<callers::Recorded>::clone(&recorded),
         steering: Some(recorded),
         metrics: metrics.clone(),
+        identity: Some(identity.clone()),
     }
 }
 
@@ -272,7 +275,7 @@ fn store_inputs(settings: &Settings) -> store::Inputs {
         config: settings.store.clone(),
         node: settings.model.node.id.clone(),
         directory: settings.state_dir.join("store"),
-        schemas: Vec::new(),
+        schemas: vec![pm3::kv::SCHEMA],
         formation: store::Formation::Alone,
     }
 }

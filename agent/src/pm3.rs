@@ -16,6 +16,7 @@
 //! | [`lambda`] | functions that a connected client answers |
 //! | [`tail`] | what a reader of the log asks for |
 //! | [`ipinfo`] | what a local table knows about an address |
+//! | [`kv`] | values by key, on the replicated store |
 //!
 //! Invariants: a method that changes something is never reached by GET; nothing here waits on the network but a lambda,
 //! and that with a deadline; JSON is the data model of this API, so it is named here, as values and never as a transport.
@@ -31,6 +32,7 @@ pub mod signer;
 pub mod lambda;
 pub mod tail;
 pub mod ipinfo;
+pub mod kv;
 mod node;
 mod peers;
 
@@ -45,6 +47,7 @@ use tokio::sync::watch;
 use crate::foundation::id::NodeId;
 use crate::foundation::telemetry::History;
 use crate::model::Model;
+use crate::store;
 use crate::wireguard::status::PeerFigures;
 use call::{Call, Outcome, Reply};
 use failure::Failure;
@@ -74,6 +77,8 @@ pub struct Inputs {
     pub history: History,
     /// A table of address ranges in the iptoasn format.
     pub ip_table: Option<PathBuf>,
+    /// The replicated database, with the tables of [`kv::SCHEMA`].
+    pub store: store::Handle,
 }
 
 /// Why the methods cannot be offered.
@@ -98,6 +103,7 @@ pub struct Pm3 {
     pub lambdas: Arc<Lambdas>,
     pub history: History,
     ip_table: IpTable,
+    store: store::Handle,
 }
 
 impl fmt::Debug for Pm3 {
@@ -130,6 +136,7 @@ impl Pm3 {
             sessions: Sessions::default(),
             history: inputs.history,
             ip_table,
+            store: inputs.store,
         }))
     }
 

@@ -1,4 +1,4 @@
-//! The gateway: the pm3 API over HTTP/1.1, HTTP/2 and WebSocket on the pm3 address and the mesh addresses, and virtual hosts
+//! The gateway: the pm3 API over HTTP/1.1, HTTP/2, WebSocket and TLS on the pm3 address and the mesh addresses, and virtual hosts
 //! beside it on the same listeners.
 //!
 //! A connection is classified once, when it is accepted; a request can only lose trust ([`request`]). Whoever is not internal
@@ -21,6 +21,7 @@ mod metrics;
 mod patience;
 mod request;
 mod session;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -33,21 +34,27 @@ use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
 use tokio::sync::watch;
 
+use crate::foundation::error::chain;
 use crate::foundation::lifecycle::Stop;
 use crate::foundation::metrics::Metrics;
 use crate::foundation::task::{self, Task};
+use crate::identity::Identity;
+use crate::identity::certificate::Member;
 use crate::model::Model;
 use crate::pm3::Pm3;
 use crate::pm3::caller::Classifier;
 use config::Config;
 use hosts::Hosts;
+use listener::Speaks;
 use metrics::Counts;
 use request::Names;
+use tls::Tls;
 
 /// Between two attempts to have an address that another program holds.
 const RETRY: Duration = Duration::from_secs(5);
-/// The port on the mesh addresses.
+/// The ports on the mesh addresses.
 const MESH_PORT: u16 = 80;
+const MESH_TLS_PORT: u16 = 443;
 
 /// Sends connections for an address that another program holds to a listener of ours.
 pub trait Steering: Send + Sync + 'static {
@@ -66,6 +73,8 @@ pub struct Inputs {
     pub classifier: Arc<dyn Classifier>,
     pub steering: Option<Arc<dyn Steering>>,
     pub metrics: Metrics,
+    /// Whose certificate is shown, and whose are believed. `None`: no TLS.
+    pub identity: Option<Identity>,
 }
 
 /// What the gateway does.
@@ -104,20 +113,35 @@ struct Shared {
     classifier: Arc<dyn Classifier>,
     server: auto::Builder<TokioExecutor>,
     hosts: Hosts,
+    tls: Option<Tls>,
     /// Connections now.
     connections: AtomicUsize,
     counts: Counts,
 }
 
+impl Shared {
+    /// Whether a member of the mesh still is one.
+    fn admits(&self, member: &Member) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.admits(member))
+    }
+}
+
 /// Opens the listeners and keeps them open.
 pub fn start(inputs: Inputs, mut stop: Stop) -> Gateway {
-    let Inputs { config, pm3, mut model, classifier, steering, metrics } = inputs;
+    let Inputs { config, pm3, mut model, classifier, steering, metrics, identity } = inputs;
     let (status_tx, status) = watch::channel(Status::default());
     let names = Names::new(pm3.node().as_str(), pm3.machine());
     // The configuration was checked before the start.
     let hosts = Hosts::new(&config.host, pm3.node().as_str()).unwrap_or_else(|error| {
         tracing::error!(%error, "no virtual host is served");
         Hosts::none()
+    });
+    let tls = identity.and_then(|identity| match Tls::new(identity) {
+        Ok(tls) => Some(tls),
+        Err(error) => {
+            tracing::error!(error = chain(&error), "the gateway serves no TLS");
+            None
+        }
     });
     let shared = Arc::new(Shared {
         config,
@@ -126,6 +150,7 @@ pub fn start(inputs: Inputs, mut stop: Stop) -> Gateway {
         classifier,
         server: connection::server(),
         hosts,
+        tls,
         connections: AtomicUsize::new(0),
         counts: Counts::default(),
     });
@@ -134,7 +159,7 @@ pub fn start(inputs: Inputs, mut stop: Stop) -> Gateway {
         let mut open = BTreeMap::new();
         let mut retry = tokio::time::interval(RETRY);
         loop {
-            let wanted = wanted(&shared.config, &model.borrow_and_update());
+            let wanted = wanted(&shared, &model.borrow_and_update());
             let status = reconcile(&mut open, &wanted, &shared, steering.as_deref(), &stop);
             status_tx.send_if_modified(|current| {
                 let differs = *current != status;
@@ -163,16 +188,23 @@ fn tell(status: &Status) {
     }
 }
 
-fn wanted(config: &Config, model: &Model) -> Vec<SocketAddr> {
-    let mesh = model.node.addresses.iter().map(|network| SocketAddr::new(network.addr(), MESH_PORT));
-    let mesh = mesh.filter(|_| config.listen_on_mesh);
-    config.listen.iter().copied().chain(mesh).collect()
+fn wanted(shared: &Shared, model: &Model) -> Vec<(SocketAddr, Speaks)> {
+    let config = &shared.config;
+    let on_mesh = |port, speaks| {
+        let addresses = model.node.addresses.iter().map(move |network| SocketAddr::new(network.addr(), port));
+        addresses.filter(|_| config.listen_on_mesh).map(move |address| (address, speaks))
+    };
+    let plain = config.listen.iter().map(|address| (*address, Speaks::Plain));
+    let tls = config.tls_listen.iter().map(|address| (*address, Speaks::Tls));
+    let tls = tls.chain(on_mesh(MESH_TLS_PORT, Speaks::Tls).filter(|_| !config.tls_listen.is_empty()));
+    let tls = tls.filter(|_| shared.tls.is_some());
+    plain.chain(on_mesh(MESH_PORT, Speaks::Plain)).chain(tls).collect()
 }
 
 /// Opens what is wanted and not open, closes what is open and not wanted.
 fn reconcile(
     open: &mut BTreeMap<SocketAddr, listener::Listener>,
-    wanted: &[SocketAddr],
+    wanted: &[(SocketAddr, Speaks)],
     shared: &Arc<Shared>,
     steering: Option<&dyn Steering>,
     stop: &Stop,
@@ -182,12 +214,12 @@ fn reconcile(
         classification_fallback: shared.classifier.fallback_reason(),
         ..Status::default()
     };
-    open.retain(|address, _| wanted.contains(address));
-    for address in wanted {
+    open.retain(|address, _| wanted.iter().any(|(wanted, _)| wanted == address));
+    for (address, speaks) in wanted {
         if !open.contains_key(address) {
             match listener::open(*address, shared.classifier.as_ref(), steering) {
                 Ok(bound) => {
-                    open.insert(*address, bound.serve(Arc::clone(shared), stop.clone()));
+                    open.insert(*address, bound.serve(*speaks, Arc::clone(shared), stop.clone()));
                 }
                 Err(error) => status.errors.push(error),
             }

@@ -6,6 +6,7 @@ mod over_grpc;
 mod over_hosts;
 mod over_processes;
 mod over_socket;
+mod over_tls;
 mod over_web;
 
 use std::path::Path;
@@ -53,6 +54,7 @@ impl Fixture {
             state_dir: state.path().to_owned(),
             history: crate::foundation::telemetry::History::default(),
             ip_table: None,
+            store: store::Handle::absent(),
         });
         let pm3 = pm3.expect("the methods start");
         let sources = Sources {

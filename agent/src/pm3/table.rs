@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use super::call::{Call, Outcome, Verb};
 use super::failure::{Failure, Kind};
 use super::params::{Field, FieldKind, decode_path};
-use super::{Pm3, ipinfo, lambda, node, peers, signer};
+use super::{Pm3, ipinfo, kv, lambda, node, peers, signer};
 
 /// One method.
 #[derive(Debug)]
@@ -64,6 +64,18 @@ const fn change(path: &'static str, takes: Takes, handler: Handler) -> Method {
     Method { path, verbs: CHANGE, changes: true, takes, handler }
 }
 
+/// For one verb; it changes something unless that is GET.
+const fn only(verb: Verb, path: &'static str, takes: Takes, handler: Handler) -> Method {
+    let (verbs, changes): (&[Verb], bool) = match verb {
+        Verb::Get => (&[Verb::Get], false),
+        Verb::Put => (&[Verb::Put], true),
+        Verb::Post => (&[Verb::Post], true),
+        Verb::Patch => (&[Verb::Patch], true),
+        Verb::Delete => (&[Verb::Delete], true),
+    };
+    Method { path, verbs, changes, takes, handler }
+}
+
 const IP: &[Field] = &[Field { name: "ip", kind: FieldKind::Text }];
 
 /// The table. Methods of one path stand together.
@@ -79,6 +91,13 @@ static METHODS: &[Method] = &[
     change("/shutdown", Takes::Nothing, Handler::Later(node::shutdown)),
     change("/sign", Takes::Fields(signer::FIELDS), Handler::Now(signer::sign)),
     look("/lambda", Takes::Nothing, Handler::Now(lambda::list)),
+    only(Verb::Get, "/kv", Takes::Fields(kv::LIST), Handler::Later(kv::list)),
+    only(Verb::Get, "/kv/{key}", Takes::Nothing, Handler::Later(kv::get)),
+    only(Verb::Put, "/kv/{key}", Takes::Fields(kv::PUT), Handler::Later(kv::put)),
+    only(Verb::Post, "/kv/{key}", Takes::Raw, Handler::Later(kv::post)),
+    only(Verb::Delete, "/kv/{key}", Takes::Nothing, Handler::Later(kv::delete)),
+    change("/kv/{key}/cas", Takes::Fields(kv::CAS), Handler::Later(kv::cas)),
+    look("/kv/{key}/watch", Takes::Fields(kv::WATCH), Handler::Later(kv::watch)),
     Method {
         path: "/lambda/{id}/{method*}",
         verbs: ANY,

@@ -20,23 +20,34 @@ impl Agent for FakeAgent {
     }
 }
 
-fn pm3() -> (tempfile::TempDir, Arc<Pm3>) {
+/// The methods of a node over this store.
+pub(super) fn pm3_over(directory: &std::path::Path, store: store::Handle) -> Arc<Pm3> {
     let node = Node {
         id: "alpha".parse().expect("a label"),
         addresses: vec!["10.80.0.1/24".parse().expect("a prefix")],
         public_key: PublicKey::from_bytes([0xaa; 32]),
     };
     let model = Model::new(node, "weft.internal".to_owned(), Vec::new()).expect("a model");
-    let directory = tempfile::tempdir().expect("a directory");
     let inputs = Inputs {
         model: watch::Sender::new(Arc::new(model)).subscribe(),
         agent: Arc::new(FakeAgent),
-        state_dir: directory.path().to_owned(),
+        state_dir: directory.to_owned(),
         history: History::default(),
         ip_table: None,
+        store,
     };
-    let pm3 = Pm3::start(inputs).expect("started");
+    Pm3::start(inputs).expect("started")
+}
+
+fn pm3() -> (tempfile::TempDir, Arc<Pm3>) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let pm3 = pm3_over(directory.path(), store::Handle::absent());
     (directory, pm3)
+}
+
+#[tokio::test]
+async fn without_a_store_that_runs_keys_are_not_to_be_had() {
+    assert_eq!(ask(Verb::Get, "/kv/a", "").await.expect_err("absent").kind, failure::Kind::Unavailable);
 }
 
 async fn ask(verb: Verb, path: &str, body: &'static str) -> Outcome {

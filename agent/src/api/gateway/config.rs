@@ -17,7 +17,9 @@ pub struct Config {
     /// Serve the pm3 API over TCP at all.
     pub enabled: bool,
     pub listen: Vec<SocketAddr>,
-    /// Also port 80 of every address of this node in the mesh.
+    /// The same by TLS, with the certificate of this node; empty: no TLS, on the mesh neither.
+    pub tls_listen: Vec<SocketAddr>,
+    /// Also ports 80 and 443 of every address of this node in the mesh.
     pub listen_on_mesh: bool,
     /// Proxies whose `X-Forwarded-For` is believed: the client is the right-most address that is none of these. Limits and
     /// counts are by that address, and servers are told it; a request through a proxy is external all the same.
@@ -39,6 +41,7 @@ impl Default for Config {
         Self {
             enabled: true,
             listen: vec![SocketAddr::from(([127, 0, 3, 3], 80))],
+            tls_listen: vec![SocketAddr::from(([127, 0, 3, 3], 443))],
             listen_on_mesh: true,
             trusted_proxies: Vec::new(),
             max_connections: 20_000,
@@ -53,7 +56,7 @@ impl Default for Config {
 /// Why the table is of no use.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("gateway.listen {0} stands twice; remove one")]
+    #[error("gateway.listen and gateway.tls_listen: {0} stands twice; remove one")]
     Twice(SocketAddr),
     #[error("gateway.max_connections 0 would answer nobody; set 1 or more, or gateway.enabled = false")]
     NoConnections,
@@ -73,9 +76,10 @@ impl Config {
     /// # Errors
     /// The first thing that is wrong.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        for (at, address) in self.listen.iter().enumerate() {
-            if self.listen[..at].contains(address) {
-                return Err(ConfigError::Twice(*address));
+        let all: Vec<&SocketAddr> = self.listen.iter().chain(&self.tls_listen).collect();
+        for (at, address) in all.iter().enumerate() {
+            if all[..at].contains(address) && address.port() != 0 {
+                return Err(ConfigError::Twice(**address));
             }
         }
         if self.max_connections == 0 {
@@ -116,6 +120,7 @@ mod tests {
             "gateway.trusted_proxies",
         );
         check(|config| config.listen.push(config.listen[0]), "gateway.listen");
+        check(|config| config.tls_listen.push(config.listen[0]), "gateway.tls_listen");
         assert!(Config::default().validate().is_ok());
     }
 }

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
@@ -20,16 +20,18 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::hosts::{Host, Visitor};
 use super::patience::{Patient, Running, Work};
 use super::request::{Facts, client};
-use super::{Shared, session};
+use super::{Shared, session, tls};
 use crate::api::body::Body;
 use crate::api::error::{ApiError, ErrorCode};
 use crate::api::{http, methods};
 use crate::foundation::lifecycle::Stop;
+use crate::identity::certificate::Member;
 use crate::pm3::call::Verb;
 use crate::pm3::caller::{Basis, Caller, Standing};
 use crate::pm3::failure::{Failure, Kind};
@@ -51,6 +53,9 @@ pub(super) struct Open {
     local: SocketAddr,
     session: Arc<Session>,
     work: Arc<Work>,
+    is_tls: bool,
+    /// Whom the client's certificate names; the caller is internal by that.
+    member: Option<Arc<Member>>,
 }
 
 /// Ends a connection without an answer.
@@ -94,10 +99,26 @@ impl Open {
     pub(super) fn new(shared: Arc<Shared>, caller: Arc<Caller>, peer: SocketAddr, local: SocketAddr) -> Self {
         shared.connections.fetch_add(1, Ordering::Relaxed);
         let session = shared.pm3.sessions.of(peer.ip().to_canonical(), SystemTime::now());
-        Self { shared, caller, peer, local, session, work: Arc::default() }
+        Self { shared, caller, peer, local, session, work: Arc::default(), is_tls: false, member: None }
     }
 
-    pub(super) async fn serve(self, stream: TcpStream, stop: Stop) {
+    /// Serves a connection that begins with a handshake.
+    pub(super) async fn serve_tls(mut self, stream: TcpStream, stop: Stop) {
+        let shared = Arc::clone(&self.shared);
+        let Some(tls) = &shared.tls else { return };
+        let Some(shown) = tls.accept(stream).await else { return };
+        self.is_tls = true;
+        if let Some(member) = shown.member {
+            self.caller = Arc::new(tls::caller(&member));
+            self.member = Some(member);
+        }
+        self.serve(shown.stream, stop).await;
+    }
+
+    pub(super) async fn serve<S>(self, stream: S, stop: Stop)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let open = Arc::new(self);
         let shared = Arc::clone(&open.shared);
         let io = TokioIo::new(Patient::new(stream, Arc::clone(&open.work)));
@@ -168,6 +189,9 @@ impl Open {
         Answering::Later(Box::pin(async move {
             let mut response = answer.await?;
             open.shared.counts.answered(response.status());
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                open.work.upgraded();
+            }
             // A streamed answer is in work until its last byte.
             match response.body_mut() {
                 Body::Whole(_) => {}
@@ -195,8 +219,12 @@ impl Open {
 
     fn upgrade(&self, call: Call, head: Parts, body: Incoming, stop: &Stop) -> Response<Body> {
         let Call { caller, from } = call;
-        let context = session::Context::new(Arc::clone(&self.shared), caller, from, Arc::clone(&self.session));
+        let counts = Arc::clone(&self.session);
+        let context = session::Context::new(Arc::clone(&self.shared), caller, from, counts, self.member.clone());
         let agreed = session::upgrade(context, head, body, stop.clone());
+        if agreed.is_ok() {
+            self.work.upgraded();
+        }
         agreed.unwrap_or_else(|failure| methods::refused(failure.into(), false))
     }
 
@@ -204,6 +232,9 @@ impl Open {
     fn admit(&self, head: &Parts) -> Result<Admitted, Refusal> {
         let port = self.local.port();
         let facts = Facts::of(head, &self.shared.names, port);
+        if self.member.as_ref().is_some_and(|member| !self.shared.admits(member)) {
+            return Err(Refusal::Closed);
+        }
         let Some(host) = facts.host else {
             return Err(refuse(ErrorCode::InvalidArgument, "a request names exactly one Host"));
         };
@@ -257,7 +288,8 @@ impl Open {
         };
         let came_straight = !facts.is_forwarded && facts.foreign.is_none();
         let is_internal = claims.is_some() || (self.caller.is_internal() && came_straight);
-        let visitor = Visitor { address: from.to_canonical(), peer: self.peer.ip().to_canonical(), is_internal };
+        let (address, peer) = (from.to_canonical(), self.peer.ip().to_canonical());
+        let visitor = Visitor { address, peer, is_internal, is_tls: self.is_tls };
         Ok(Admitted::Visit(Visit { host: found, visitor, claims }))
     }
 

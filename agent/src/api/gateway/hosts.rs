@@ -86,6 +86,7 @@ pub(super) struct Visitor {
     /// The other end of the connection.
     pub(super) peer: IpAddr,
     pub(super) is_internal: bool,
+    pub(super) is_tls: bool,
 }
 
 impl Hosts {
@@ -192,8 +193,8 @@ impl Route {
             Action::Redirect { target, status } => redirect(target, *status, &head),
             Action::Proxy(pool) => {
                 let asked = if pool.spec.strips { stripped(&head, &self.path)? } else { whole(&head) };
-                let Visitor { address, peer, is_internal } = visitor;
-                proxy::pass(Arc::clone(pool), head, body, asked, Client { address, is_internal, peer }).await
+                let Visitor { address, peer, is_internal, is_tls } = visitor;
+                proxy::pass(Arc::clone(pool), head, body, asked, Client { address, peer, is_internal, is_tls }).await
             }
         }
     }

@@ -107,16 +107,23 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// What is spoken on a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Speaks {
+    Plain,
+    Tls,
+}
+
 impl Bound {
-    pub(super) fn serve(self, shared: Arc<Shared>, stop: Stop) -> Listener {
+    pub(super) fn serve(self, speaks: Speaks, shared: Arc<Shared>, stop: Stop) -> Listener {
         let Self { listener, steered, watched } = self;
         let local = listener.local_addr().ok();
-        let task = task::spawn("listener", accept_loop(listener, shared, stop));
+        let task = task::spawn("listener", accept_loop(listener, speaks, shared, stop));
         Listener { local, steered, _watched: watched, task }
     }
 }
 
-async fn accept_loop(listener: TcpListener, shared: Arc<Shared>, mut stop: Stop) {
+async fn accept_loop(listener: TcpListener, speaks: Speaks, shared: Arc<Shared>, mut stop: Stop) {
     let mut connections = Group::new("connection");
     loop {
         let has_room = shared.connections.load(Ordering::Relaxed) < shared.config.max_connections;
@@ -128,7 +135,7 @@ async fn accept_loop(listener: TcpListener, shared: Arc<Shared>, mut stop: Stop)
             () = tokio::time::sleep(ACCEPT_PAUSE), if !has_room => continue,
         };
         match accepted {
-            Ok((stream, peer)) => accept(&mut connections, stream, peer, &shared, &stop),
+            Ok((stream, peer)) => accept(&mut connections, stream, peer, speaks, &shared, &stop),
             Err(error) => {
                 tracing::warn!(%error, listener = "gateway", "failed to accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -146,7 +153,7 @@ async fn accept_loop(listener: TcpListener, shared: Arc<Shared>, mut stop: Stop)
     }
 }
 
-fn accept(group: &mut Group, stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>, stop: &Stop) {
+fn accept(group: &mut Group, stream: TcpStream, peer: SocketAddr, speaks: Speaks, shared: &Arc<Shared>, stop: &Stop) {
     let Ok(local) = stream.local_addr() else { return };
     // Answers are small and whole; waiting for more to send only delays them.
     stream.set_nodelay(true).ok();
@@ -154,5 +161,11 @@ fn accept(group: &mut Group, stream: TcpStream, peer: SocketAddr, shared: &Arc<S
     let caller = shared.classifier.classify(stream.as_fd(), peer, local);
     shared.counts.accepted(started.elapsed());
     let open = connection::Open::new(Arc::clone(shared), Arc::new(caller), peer, local);
-    group.spawn_bare(open.serve(stream, stop.clone()));
+    let stop = stop.clone();
+    match (speaks, &shared.tls) {
+        (Speaks::Plain, _) => group.spawn_bare(open.serve(stream, stop)),
+        (Speaks::Tls, Some(_)) => group.spawn_bare(open.serve_tls(stream, stop)),
+        // A listener for TLS is opened only where there is an identity.
+        (Speaks::Tls, None) => {}
+    }
 }

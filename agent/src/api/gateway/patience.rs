@@ -10,7 +10,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -27,12 +27,22 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(super) struct Work {
     begun: AtomicU64,
     running: AtomicUsize,
+    is_upgraded: AtomicBool,
 }
 
 impl Work {
     /// A request was answered at once.
     pub(super) fn done(&self) {
         self.begun.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The connection is no longer one of requests: whoever has it now looks after it.
+    pub(super) fn upgraded(&self) {
+        self.is_upgraded.store(true, Ordering::Relaxed);
+    }
+
+    fn goes_on(&self) -> bool {
+        self.running.load(Ordering::Relaxed) > 0 || self.is_upgraded.load(Ordering::Relaxed)
     }
 
     /// A request is in work while the guard lives.
@@ -91,7 +101,7 @@ impl<S> Patient<S> {
         while self.next_look.as_mut().poll(cx).is_ready() {
             self.next_look.as_mut().reset(Instant::now() + LOOK);
             let seen = (self.work.begun.load(Ordering::Relaxed), self.written);
-            let is_working = self.work.running.load(Ordering::Relaxed) > 0 || self.preface == PREFACE.len();
+            let is_working = self.work.goes_on() || self.preface == PREFACE.len();
             let gets_on = seen != self.seen || (is_working && !self.is_stalled);
             self.seen = seen;
             self.quiet_looks = if gets_on { 0 } else { self.quiet_looks + 1 };
@@ -195,6 +205,8 @@ mod tests {
         assert_eq!(lives_for(&work, b"").await.as_secs(), 3600);
         drop(running);
         assert!((10..=15).contains(&lives_for(&work, b"").await.as_secs()));
+        work.upgraded();
+        assert_eq!(lives_for(&work, b"").await.as_secs(), 3600, "an upgraded connection may be quiet");
     }
 
     #[tokio::test(start_paused = true)]

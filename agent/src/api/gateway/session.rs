@@ -31,6 +31,7 @@ use crate::api::error::{ApiError, ErrorCode};
 use crate::api::methods;
 use crate::foundation::lifecycle::{Asked, Stop};
 use crate::foundation::task;
+use crate::identity::certificate::Member;
 use crate::pm3::Pm3;
 use crate::pm3::call::{Call, Outcome, Reply, Verb};
 use crate::pm3::caller::Caller;
@@ -168,11 +169,23 @@ pub(super) struct Context {
     caller: Arc<Caller>,
     from: IpAddr,
     counts: Arc<sessions::Session>,
+    member: Option<Arc<Member>>,
 }
 
 impl Context {
-    pub(super) fn new(shared: Arc<Shared>, caller: Arc<Caller>, from: IpAddr, counts: Arc<sessions::Session>) -> Self {
-        Self { shared, caller, from, counts }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        caller: Arc<Caller>,
+        from: IpAddr,
+        counts: Arc<sessions::Session>,
+        member: Option<Arc<Member>>,
+    ) -> Self {
+        Self { shared, caller, from, counts, member }
+    }
+
+    /// Whether the caller was taken out of the mesh meanwhile.
+    fn is_expelled(&self) -> bool {
+        self.member.as_ref().is_some_and(|member| !self.shared.admits(member))
     }
 
     fn admits(&self) -> bool {
@@ -422,6 +435,10 @@ enum Started {
 
 /// Begins a call: `[VERB ]/path[?query]`; without a verb it is a POST.
 fn start(context: &Context, method: &str, parameter: Bytes) -> Started {
+    if context.is_expelled() {
+        let text = "this caller is no member of the mesh any more";
+        return Started::Done(Err(Failure::new(Kind::Forbidden, text)));
+    }
     if !context.admits() {
         return Started::Done(Err(Failure::new(Kind::Busy, too_many().error)));
     }

@@ -37,6 +37,16 @@ async fn gateway(fixture: &Fixture, standing: Standing) -> (Gateway, SocketAddr)
 }
 
 pub(super) async fn gateway_with(fixture: &Fixture, standing: Standing, config: Config) -> (Gateway, SocketAddr) {
+    gateway_of(fixture, standing, config, None).await
+}
+
+/// A gateway with one listener.
+pub(super) async fn gateway_of(
+    fixture: &Fixture,
+    standing: Standing,
+    config: Config,
+    identity: Option<crate::identity::Identity>,
+) -> (Gateway, SocketAddr) {
     let inputs = Inputs {
         config,
         pm3: Arc::clone(&fixture.sources.pm3),
@@ -44,6 +54,7 @@ pub(super) async fn gateway_with(fixture: &Fixture, standing: Standing, config: 
         classifier: Arc::new(Everybody(standing)),
         steering: None,
         metrics: fixture.sources.metrics.clone(),
+        identity,
     };
     let gateway = start(inputs, fixture.stop());
     let mut status = gateway.status();

@@ -51,6 +51,7 @@ pub(super) struct Client {
     pub(super) is_internal: bool,
     /// The other end of the connection; differs from the address where that is a trusted proxy.
     pub(super) peer: IpAddr,
+    pub(super) is_tls: bool,
 }
 
 /// Passes a request on; `path` is what the server is asked for.
@@ -348,7 +349,7 @@ fn prepare(head: &mut Parts, path: PathAndQuery, client: Client, is_upgrade: boo
     let address = HeaderValue::from_str(&client.address.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
     if client.peer == client.address {
         head.headers.insert(X_FORWARDED_FOR, address.clone());
-        head.headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        head.headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if client.is_tls { "https" } else { "http" }));
         if let Some(host) = head.headers.get(header::HOST).cloned() {
             head.headers.insert(X_FORWARDED_HOST, host);
         }
