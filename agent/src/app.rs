@@ -277,6 +277,7 @@ fn store_inputs(settings: &Settings) -> store::Inputs {
         directory: settings.state_dir.join("store"),
         schemas: vec![pm3::kv::SCHEMA],
         formation: store::Formation::Alone,
+        network: None,
     }
 }
 

@@ -25,6 +25,7 @@ mod database;
 mod snapshot;
 mod state;
 mod network;
+mod members;
 mod schema;
 mod changes;
 mod status;
@@ -42,6 +43,7 @@ pub use changes::Changes;
 pub use entry::Encoding;
 pub use error::{OpenError, Refusal, StoreError};
 pub use handle::{Figures, Handle};
+pub use network::transport;
 pub use schema::Schema;
 pub use statement::{Consistency, Executed, Outcome, Rows, Statement};
 pub use status::{Member, Role, Status};
@@ -71,6 +73,8 @@ pub struct Inputs {
     pub directory: PathBuf,
     pub schemas: Vec<Schema>,
     pub formation: Formation,
+    /// Where other members reach this one; `None`: nobody does, and it reaches nobody.
+    pub network: Option<transport::Network>,
 }
 
 /// Starts the store. It opens its files in the background; whether it could is in its status.

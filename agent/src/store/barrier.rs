@@ -12,12 +12,16 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::core::Running;
 use super::error::StoreError;
+use super::network::Kind;
+use super::raft::{Peer, Reader};
 use crate::foundation::task::{self, Task};
 
 /// Reads that wait for the next question; more are told to try again.
 const QUEUE: usize = 4096;
 /// How long a leader may be missing before a read is told so.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a leader may take to answer.
+const ASK_PATIENCE: Duration = Duration::from_secs(2);
 /// Between two attempts while there is no leader.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -74,14 +78,27 @@ async fn ask_for_all(running: Weak<Running>, mut queue: mpsc::Receiver<Waiting>)
     }
 }
 
-/// Asks once: the members if this one leads.
+/// Asks the leader, which asks the members.
+async fn ask_leader(running: &Running, member: u64, leader: &Peer) -> Result<u64, StoreError> {
+    let missing = |why: &dyn std::fmt::Display| StoreError::NoLeader(format!("{leader} leads: {why}"));
+    if member == running.raft_id {
+        return Err(missing(&"this member is about to"));
+    }
+    let link = running.links.to(member, leader).ok_or_else(|| missing(&"this node has no Raft listener"))?;
+    let answer = link.call(Kind::ReadIndex, Vec::new(), ASK_PATIENCE).await.map_err(|error| missing(&error))?;
+    Reader::new(answer).u64("index").map_err(|error| missing(&error))
+}
+
+/// Asks once: the members if this one leads, else the leader.
 async fn ask(running: &Running) -> Result<u64, StoreError> {
     match running.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
         Ok(linearizer) => Ok(linearizer.read_log_id().index()),
-        Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => match forward.leader_node {
-            Some(leader) => Err(StoreError::NoLeader(format!("{leader} leads and cannot be asked from here"))),
-            None => Err(StoreError::NoLeader("none is elected".to_owned())),
-        },
+        Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+            match (forward.leader_id, forward.leader_node) {
+                (Some(member), Some(leader)) => ask_leader(running, member, &leader).await,
+                _ => Err(StoreError::NoLeader("none is elected".to_owned())),
+            }
+        }
         Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(missing))) => {
             Err(StoreError::NoLeader(format!("too few members answer: {missing}")))
         }

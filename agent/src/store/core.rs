@@ -5,21 +5,27 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{Raft, ServerState, SnapshotPolicy};
 
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
 use super::barrier::Barrier;
-use super::database::{Database, Notify, Readers, position_of};
-use super::error::OpenError;
-use super::handle::{Figures, Handle, Shared};
+use super::database::{Database, Notify, Readers, Removed, position_of};
+use super::error::{OpenError, StoreError};
+use super::handle::{Figures, Handle, Shared, outcomes};
 use super::log::Log;
 use super::metrics::Metrics;
-use super::network::Network;
-use super::raft::{Config as Types, Peer};
+use super::network::transport::Network;
+use super::network::{self, Change, Links, Serving};
+use super::raft::{Config as Types, Payload, Peer, StoredMembership};
 use super::snapshot::Snapshots;
 use super::state::State;
+use super::statement::Outcome;
 use super::status::{Member, Role, Status};
 use super::{Formation, Inputs, config, schema};
 use crate::foundation::error::chain;
@@ -28,8 +34,31 @@ use crate::foundation::metrics::Metrics as Registry;
 use crate::foundation::task;
 use crate::sys::file;
 
+/// What a node that was removed says.
+const LEFT_OUT: &str = "this node is not a member of the store any more: let it join again";
 /// Before a store that failed is opened again.
 const PAUSE: Duration = Duration::from_secs(3);
+
+/// Orders come from people.
+const ORDERS: usize = 4;
+
+/// What the task is asked to do.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Lay the store aside and open an empty one that waits to be added.
+    StartOver(oneshot::Sender<Result<(), String>>),
+}
+
+/// Why this member did not propose something itself. Nothing was proposed.
+#[derive(Debug)]
+pub(super) enum Rejected {
+    /// This member leads.
+    Elsewhere(u64, Peer),
+    /// Nobody is known to lead.
+    Nowhere,
+    /// It was, or it can nowhere be.
+    Failed(StoreError),
+}
 
 /// An open store.
 #[derive(Debug)]
@@ -39,6 +68,13 @@ pub(super) struct Running {
     pub(super) readers: Readers,
     pub(super) state: State,
     pub(super) log: Log,
+    pub(super) links: Links,
+    pub(super) removed: Removed,
+    /// One change of the membership at a time.
+    pub(super) changes: Semaphore,
+    serving: OnceLock<Serving>,
+    /// What the others are told to connect to.
+    advertised: String,
     database: PathBuf,
     /// The threads hold it; when all are gone the files are closed.
     lock: Weak<File>,
@@ -49,6 +85,54 @@ impl Running {
     /// Where linearizable reads wait.
     pub(super) fn barrier(self: &Arc<Self>) -> &Barrier {
         self.barrier.get_or_init(|| Barrier::start(Arc::downgrade(self)))
+    }
+
+    /// Whether this member leads, as far as it knows.
+    pub(super) fn leads(&self) -> bool {
+        self.raft.server_metrics().borrow_watched().state == ServerState::Leader
+    }
+
+    /// Who leads, as far as this member knows.
+    pub(super) fn leader(&self) -> Option<(u64, Peer)> {
+        let leader = self.raft.server_metrics().borrow_watched().current_leader?;
+        Some((leader, self.peer(leader)?))
+    }
+
+    /// The membership as this member knows it.
+    pub(super) fn members(&self) -> Arc<StoredMembership> {
+        Arc::clone(&self.raft.server_metrics().borrow_watched().membership_config)
+    }
+
+    /// Who `member` is.
+    pub(super) fn peer(&self, member: u64) -> Option<Peer> {
+        self.members().membership().get_node(&member).cloned()
+    }
+
+    /// Proposes `payload` if this member leads, and waits until it is carried out.
+    pub(super) async fn propose(&self, payload: Payload) -> Result<Vec<Outcome>, Rejected> {
+        match self.raft.client_write(payload).await {
+            Ok(response) => outcomes(response.data.0).map_err(Rejected::Failed),
+            // Nothing was proposed.
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                match (forward.leader_id, forward.leader_node) {
+                    (Some(member), Some(leader)) if member != self.raft_id => Err(Rejected::Elsewhere(member, leader)),
+                    _ => Err(Rejected::Nowhere),
+                }
+            }
+            Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => {
+                Err(Rejected::Failed(StoreError::Unknown))
+            }
+            Err(RaftError::APIError(error)) => Err(Rejected::Failed(StoreError::Failed(error.to_string()))),
+            Err(RaftError::Fatal(fatal)) => Err(Rejected::Failed(StoreError::NotRunning(fatal.to_string()))),
+        }
+    }
+
+    /// The same for another member, which looks for the leader itself.
+    pub(super) async fn propose_here(&self, payload: Payload) -> Result<Vec<Outcome>, StoreError> {
+        self.propose(payload).await.map_err(|rejected| match rejected {
+            Rejected::Elsewhere(..) | Rejected::Nowhere => StoreError::NoLeader("this member does not lead".to_owned()),
+            Rejected::Failed(error) => error,
+        })
     }
 
     pub(super) fn figures(&self) -> Figures {
@@ -67,31 +151,34 @@ impl Running {
 }
 
 pub(super) fn start(inputs: Inputs, registry: &Registry, blocker: Blocker, stop: Stop) -> Handle {
-    let shared = Arc::new(Shared::new(inputs.config.log_format, Metrics::default()));
+    let (orders, received) = mpsc::channel(ORDERS);
+    let shared = Arc::new(Shared::new(inputs.config.log_format, Metrics::default(), orders));
     shared.metrics.register(registry, &shared);
-    let task = task::spawn("store", keep_open(inputs, Arc::clone(&shared), Some(blocker), stop));
+    let task = task::spawn("store", keep_open(inputs, Arc::clone(&shared), received, Some(blocker), stop));
     Handle { shared, _task: Arc::new(task) }
 }
 
-async fn keep_open(inputs: Inputs, shared: Arc<Shared>, mut blocker: Option<Blocker>, mut stop: Stop) {
+async fn keep_open(
+    inputs: Inputs,
+    shared: Arc<Shared>,
+    mut orders: mpsc::Receiver<Order>,
+    mut blocker: Option<Blocker>,
+    mut stop: Stop,
+) {
     loop {
         let error = match open(&inputs, &shared).await {
             Err(error) => chain(&error),
             Ok(running) => {
-                let running = Arc::new(running);
-                shared.running.store(Some(Arc::clone(&running)));
-                let schemas = task::spawn("store-schema", schema::keep(shared.clone(), inputs.schemas.clone()));
                 blocker = None;
-                let failed = tokio::select! {
-                    failed = watch_over(&running, &shared) => Some(failed),
-                    () = stop.requested() => None,
-                };
-                drop(schemas);
-                shared.running.store(None);
-                close(running).await;
-                match failed {
-                    Some(failed) => failed,
-                    None => return,
+                match keep_running(&inputs, running, &shared, &mut orders, &mut stop).await {
+                    End::Stopped => return,
+                    End::StartOver(done) => {
+                        let aside = lay_aside(&inputs.directory).map_err(|error| chain(&error));
+                        // Whoever asked may have gone.
+                        done.send(aside).unwrap_or_default();
+                        continue;
+                    }
+                    End::Failed(error) => error,
                 }
             }
         };
@@ -101,6 +188,75 @@ async fn keep_open(inputs: Inputs, shared: Arc<Shared>, mut blocker: Option<Bloc
         tokio::select! {
             () = tokio::time::sleep(PAUSE) => {}
             () = stop.requested() => return,
+        }
+    }
+}
+
+/// How an open store ended.
+enum End {
+    Stopped,
+    Failed(String),
+    StartOver(oneshot::Sender<Result<(), String>>),
+}
+
+async fn keep_running(
+    inputs: &Inputs,
+    (running, listener): (Running, Option<TcpListener>),
+    shared: &Arc<Shared>,
+    orders: &mut mpsc::Receiver<Order>,
+    stop: &mut Stop,
+) -> End {
+    let running = Arc::new(running);
+    if let (Some(network), Some(listener)) = (&inputs.network, listener) {
+        let serving = network::serve(listener, Arc::clone(&network.secure), Arc::downgrade(&running));
+        running.serving.set(serving).unwrap_or_default();
+    }
+    shared.running.store(Some(Arc::clone(&running)));
+    let _schemas = task::spawn("store-schema", schema::keep(Arc::clone(shared), inputs.schemas.clone()));
+    let _address = task::spawn("store-address", keep_address(Arc::clone(shared)));
+    let end = tokio::select! {
+        failed = watch_over(&running, shared) => End::Failed(failed),
+        () = stop.requested() => End::Stopped,
+        Some(Order::StartOver(done)) = orders.recv() => End::StartOver(done),
+    };
+    shared.running.store(None);
+    close(running).await;
+    end
+}
+
+/// Moves the store of a node away, and notes beside the next one that it waits to be added.
+fn lay_aside(directory: &Path) -> Result<(), OpenError> {
+    let failed = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source| OpenError::File { action, path, source }
+    };
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
+    let kept = directory.with_file_name(format!("{name}.left-{seconds}"));
+    fs::rename(directory, &kept).map_err(failed("move away", directory))?;
+    let files = Files::of(directory);
+    let lock = files.take()?;
+    file::write_atomic(&files.joining, b"", 0o600).map_err(|error| failed("write", &files.joining)(error.source))?;
+    drop(lock);
+    Ok(())
+}
+
+/// Tells the others where this member is, whenever the membership says otherwise.
+async fn keep_address(shared: Arc<Shared>) {
+    let mut status = shared.status.subscribe();
+    loop {
+        let Ok(running) = shared.running() else { return };
+        let stale = running.peer(running.raft_id).is_some_and(|peer| peer.address != running.advertised);
+        if stale && status.borrow_and_update().leader.is_some() {
+            let change = Change::Address { member: running.raft_id, address: running.advertised.clone() };
+            if let Err(error) = shared.change(change).await {
+                tracing::warn!(%error, "the other members do not know this node's address yet");
+            }
+        }
+        drop(running);
+        tokio::select! {
+            _ = status.changed() => {}
+            () = tokio::time::sleep(PAUSE), if stale => {}
         }
     }
 }
@@ -152,6 +308,8 @@ fn publish(running: &Running, shared: &Shared) {
         address: peer.address.clone(),
         voter: voters.contains(raft_id),
     };
+    running.links.keep(|member| membership.get_node(&member).is_some());
+    let left_out = membership.nodes().next().is_some() && membership.get_node(&running.raft_id).is_none();
     let leader = metrics.current_leader.and_then(|leader| membership.get_node(&leader)).map(|peer| peer.node.clone());
     let role = match metrics.state {
         ServerState::Leader => Role::Leader,
@@ -164,7 +322,7 @@ fn publish(running: &Running, shared: &Shared) {
         leader,
         members: membership.nodes().map(member).collect(),
         ready: shared.status.borrow().ready,
-        errors: Vec::new(),
+        errors: left_out.then(|| LEFT_OUT.to_owned()).into_iter().collect(),
     };
     shared.status.send_if_modified(|before| {
         let differs = **before != status;
@@ -182,6 +340,8 @@ pub(super) struct Files {
     pub(super) snapshots: PathBuf,
     pub(super) database: PathBuf,
     pub(super) member: PathBuf,
+    /// Is there: the store waits to be added and never makes a cluster of its own.
+    pub(super) joining: PathBuf,
 }
 
 impl Files {
@@ -192,6 +352,7 @@ impl Files {
             snapshots: directory.join("snapshots"),
             database: directory.join("database.sqlite"),
             member: directory.join("member"),
+            joining: directory.join("joining"),
         }
     }
 
@@ -246,41 +407,67 @@ struct Opened {
     readers: Readers,
 }
 
-async fn open(inputs: &Inputs, shared: &Arc<Shared>) -> Result<Running, OpenError> {
+async fn open(inputs: &Inputs, shared: &Arc<Shared>) -> Result<(Running, Option<TcpListener>), OpenError> {
     let files = Files::of(&inputs.directory);
-    let database_path = files.database.clone();
+    let (database_path, joining) = (files.database.clone(), files.joining.clone());
     let watched = Arc::clone(shared);
     let notify: Notify = Arc::new(move |index, tables| {
         watched.applied.send_replace(index);
         watched.watchers.tell(index, tables);
     });
-    let opened = tokio::task::spawn_blocking(move || open_files(&files, notify)).await;
+    let removed = Removed::default();
+    let shared_removed = Arc::clone(&removed);
+    let opened = tokio::task::spawn_blocking(move || open_files(&files, notify, shared_removed)).await;
     let opened = opened.map_err(|error| OpenError::Raft(error.to_string()))??;
     // A leader that comes back leads on without a new entry.
     shared.applied.send_replace(opened.applied);
+    let (listener, advertised) = listen(inputs.network.as_ref()).await?;
     let raft_failed = |error: &dyn std::fmt::Display| OpenError::Raft(error.to_string());
     let config = raft_config(&inputs.config).map_err(|error| raft_failed(&error))?;
-    let raft = Raft::new(opened.member, Arc::new(config), Network, opened.log.clone(), opened.state.clone()).await;
+    let secure = inputs.network.as_ref().map(|network| Arc::clone(&network.secure));
+    let links = Links::new(opened.member, secure);
+    let raft =
+        Raft::new(opened.member, Arc::new(config), links.clone(), opened.log.clone(), opened.state.clone()).await;
     let raft = raft.map_err(|error| raft_failed(&error))?;
-    if inputs.formation == Formation::Alone && !raft.is_initialized().await.map_err(|error| raft_failed(&error))? {
-        let myself = Peer { node: inputs.node.clone(), address: String::new() };
+    let alone = inputs.formation == Formation::Alone && !joining.exists();
+    if alone && !raft.is_initialized().await.map_err(|error| raft_failed(&error))? {
+        let myself = Peer { node: inputs.node.clone(), address: advertised.clone() };
         let members = std::collections::BTreeMap::from([(opened.member, myself)]);
         raft.initialize(members).await.map_err(|error| raft_failed(&error))?;
     }
-    Ok(Running {
+    let running = Running {
         raft_id: opened.member,
         raft,
         readers: opened.readers,
         state: opened.state,
         log: opened.log,
+        links,
+        removed,
+        changes: Semaphore::new(1),
+        serving: OnceLock::new(),
+        advertised,
         database: database_path,
         lock: opened.lock,
         barrier: OnceLock::new(),
-    })
+    };
+    Ok((running, listener))
+}
+
+/// The listener for other members, and the address they are told.
+async fn listen(network: Option<&Network>) -> Result<(Option<TcpListener>, String), OpenError> {
+    let Some(network) = network else { return Ok((None, String::new())) };
+    let failed = |source| OpenError::Listen { address: network.listen, source };
+    let listener = network::bind(network.listen).await.map_err(failed)?;
+    let port = listener.local_addr().map_err(failed)?.port();
+    let advertised = match network.advertise.strip_suffix(":0") {
+        Some(host) => format!("{host}:{port}"),
+        None => network.advertise.clone(),
+    };
+    Ok((Some(listener), advertised))
 }
 
 /// Opens everything on disk and makes sure that it fits together. Blocks.
-fn open_files(files: &Files, notify: Notify) -> Result<Opened, OpenError> {
+fn open_files(files: &Files, notify: Notify, removed: Removed) -> Result<Opened, OpenError> {
     let lock = files.take()?;
     let held = Arc::downgrade(&lock);
     let member = files.member()?;
@@ -290,7 +477,7 @@ fn open_files(files: &Files, notify: Notify) -> Result<Opened, OpenError> {
         path: files.snapshots.clone(),
         source,
     })?;
-    let (database, position) = Database::open(&files.database, notify, lock)?;
+    let (database, position) = Database::open(&files.database, notify, removed, lock)?;
     let purged = log.purged().map_or(0, |id| id.index);
     let applied = position.applied.map_or(0, |id| id.index);
     if purged > applied {

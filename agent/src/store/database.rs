@@ -6,7 +6,8 @@
 //! work. A statement that fails changes nothing and is refused alike everywhere; a failure of the disk or of memory is none of
 //! the statement's and stops the member instead.
 //!
-//! Weft's own tables begin with `weft_` and are written only by statements that name them; `weft_raft` only by this file.
+//! Weft's own tables begin with `weft_` and are written only by statements that name them; `weft_raft` (position and members)
+//! and `weft_removed` (members that were removed, for ever) only by this room.
 
 mod apply;
 mod functions;
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
+use arc_swap::ArcSwap;
 use openraft::alias::LogIdOf;
 use openraft::storage::EntryResponder;
 use rusqlite::backup::Backup;
@@ -49,6 +51,9 @@ pub(super) struct Position {
     pub(super) membership: StoredMembership,
 }
 
+/// Members that were removed.
+pub(super) type Removed = Arc<ArcSwap<BTreeSet<u64>>>;
+
 /// What is told after each run: how far it is applied and which tables it changed.
 pub(super) type Notify = Arc<dyn Fn(u64, &BTreeSet<String>) + Send + Sync>;
 
@@ -70,13 +75,19 @@ impl Database {
     ///
     /// # Errors
     /// [`OpenError::Database`].
-    pub(super) fn open(path: &Path, notify: Notify, lock: Arc<File>) -> Result<(Self, Position), OpenError> {
+    pub(super) fn open(
+        path: &Path,
+        notify: Notify,
+        removed: Removed,
+        lock: Arc<File>,
+    ) -> Result<(Self, Position), OpenError> {
         let failed = |source| OpenError::Database { path: path.to_owned(), source };
         let connection = writer(path).map_err(failed)?;
         let position = read_position(&connection).map_err(failed)?;
+        removed.store(Arc::new(read_removed(&connection).map_err(failed)?));
         let runner = Runner::new(connection).map_err(failed)?;
         let (jobs, queue) = mpsc::channel(QUEUE);
-        let mut applier = apply::Applier::new(runner, position.clone(), notify);
+        let mut applier = apply::Applier::new(runner, position.clone(), notify, removed);
         thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || {
@@ -146,7 +157,8 @@ fn writer(path: &Path) -> rusqlite::Result<Connection> {
          CREATE TABLE IF NOT EXISTS weft_raft (
              one INTEGER PRIMARY KEY CHECK (one = 1), term INTEGER, member INTEGER, position INTEGER, membership TEXT
          ) STRICT;
-         INSERT OR IGNORE INTO weft_raft (one) VALUES (1);"
+         INSERT OR IGNORE INTO weft_raft (one) VALUES (1);
+         CREATE TABLE IF NOT EXISTS weft_removed (member INTEGER PRIMARY KEY) STRICT;"
     ))?;
     limit(&connection)?;
     Ok(connection)
@@ -186,6 +198,12 @@ fn read_position(connection: &Connection) -> rusqlite::Result<Position> {
     let membership = membership
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(3, rusqlite::types::Type::Text, Box::new(error)))?;
     Ok(Position { applied, membership: membership.unwrap_or_default() })
+}
+
+fn read_removed(connection: &Connection) -> rusqlite::Result<BTreeSet<u64>> {
+    let mut members = connection.prepare("SELECT member FROM weft_removed")?;
+    let members = members.query_map([], |row| row.get::<_, i64>(0).map(i64::cast_unsigned))?;
+    members.collect()
 }
 
 /// The position that the database file at `path` holds, whoever has it open.

@@ -70,6 +70,12 @@ pub enum OpenError {
     },
     #[error("the log begins after entry {purged}, but the database {} has only {applied} and no snapshot fills the gap", path.display())]
     Gap { path: std::path::PathBuf, purged: u64, applied: u64 },
+    #[error("failed to listen for other members on {address}")]
+    Listen {
+        address: std::net::SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("failed to start the consensus: {0}")]
     Raft(String),
 }

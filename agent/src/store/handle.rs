@@ -5,20 +5,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use openraft::errors::{ClientWriteError, RaftError};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use weft_proto::v1::{RaftApplyResponse, RaftLogEntry};
 
 use super::changes::{Changes, Watchers};
 use super::contract;
-use super::core::Running;
+use super::core::{Order, Rejected, Running};
 use super::entry::{self, Encoding};
 use super::error::StoreError;
 use super::metrics::Metrics;
-use super::raft::Payload;
+use super::network::{CallError, Change, Changed, Kind, Proposed};
+use super::raft::{Payload, Peer};
 use super::statement::{Consistency, Executed, Outcome, Rows, Statement};
-use super::status::Status;
+use super::status::{Member, Status};
+use crate::foundation::id::NodeId;
 use crate::foundation::task::Task;
 
 /// Writes under way at a time; more are told to try again.
@@ -27,6 +28,8 @@ const WRITES: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two attempts while no leader is known.
 const PAUSE: Duration = Duration::from_millis(10);
+/// How long a change of the membership may take where the leader does it: a new member gets everything first.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(90);
 
 /// The store of this node; cheap to clone. The last clone closes it.
 #[derive(Debug, Clone)]
@@ -46,6 +49,7 @@ pub(super) struct Shared {
     pub(super) applied: watch::Sender<u64>,
     pub(super) writes: Semaphore,
     pub(super) metrics: Metrics,
+    pub(super) orders: mpsc::Sender<Order>,
 }
 
 /// Numbers that change with every write, read when somebody asks.
@@ -64,7 +68,7 @@ pub struct Figures {
 }
 
 impl Shared {
-    pub(super) fn new(encoding: Encoding, metrics: Metrics) -> Self {
+    pub(super) fn new(encoding: Encoding, metrics: Metrics, orders: mpsc::Sender<Order>) -> Self {
         Self {
             encoding,
             running: ArcSwapOption::empty(),
@@ -73,6 +77,7 @@ impl Shared {
             applied: watch::Sender::new(0),
             writes: Semaphore::new(WRITES),
             metrics,
+            orders,
         }
     }
 
@@ -88,7 +93,8 @@ impl Handle {
     /// A store that is never opened, for tests of what is above it.
     #[cfg(test)]
     pub(crate) fn absent() -> Self {
-        let shared = Arc::new(Shared::new(Encoding::default(), Metrics::default()));
+        let (orders, _gone) = mpsc::channel(1);
+        let shared = Arc::new(Shared::new(Encoding::default(), Metrics::default(), orders));
         Self { shared, _task: Arc::new(crate::foundation::task::spawn("store", async {})) }
     }
 
@@ -187,11 +193,76 @@ impl Handle {
         Ok(())
     }
 
+    /// Adds `member` without a vote, and waits until it has everything that was there. The leader does it; one change at a time.
+    ///
+    /// # Errors
+    /// [`StoreError::Membership`] says what is in the way.
+    pub async fn add_learner(&self, member: Member) -> Result<(), StoreError> {
+        let Member { raft_id, node, address, voter: _ } = member;
+        self.shared.change(Change::AddLearner { member: raft_id, node, address }).await
+    }
+
+    /// Gives a member a vote.
+    ///
+    /// # Errors
+    /// As [`Handle::add_learner`].
+    pub async fn promote(&self, node: &NodeId) -> Result<(), StoreError> {
+        self.shared.change(Change::Promote(node.clone())).await
+    }
+
+    /// Takes a member's vote; it keeps the log.
+    ///
+    /// # Errors
+    /// As [`Handle::add_learner`].
+    pub async fn demote(&self, node: &NodeId) -> Result<(), StoreError> {
+        self.shared.change(Change::Demote(node.clone())).await
+    }
+
+    /// Removes a member for ever: its number is served nothing any more.
+    ///
+    /// # Errors
+    /// As [`Handle::add_learner`].
+    pub async fn remove(&self, node: &NodeId) -> Result<(), StoreError> {
+        self.shared.change(Change::Remove(node.clone())).await
+    }
+
+    /// Has the leader hand over to this member, or to the one that has most of the log.
+    ///
+    /// # Errors
+    /// As [`Handle::add_learner`].
+    pub async fn transfer_leader(&self, node: Option<&NodeId>) -> Result<(), StoreError> {
+        self.shared.change(Change::Transfer(node.cloned())).await
+    }
+
+    /// Lays the store of this node aside and opens an empty one with a new number, which waits until a leader adds it. Gives the
+    /// new number.
+    ///
+    /// # Errors
+    /// [`StoreError::NotRunning`]: the store was stopped or could not be opened anew.
+    pub async fn start_over(&self) -> Result<u64, StoreError> {
+        let before = self.raft_id();
+        let (done, began) = oneshot::channel();
+        let stopped = || StoreError::NotRunning("it was stopped".to_owned());
+        self.shared.orders.send(Order::StartOver(done)).await.map_err(|_gone| stopped())?;
+        began.await.map_err(|_gone| stopped())?.map_err(StoreError::NotRunning)?;
+        let opened = async {
+            loop {
+                match self.raft_id().filter(|number| Some(*number) != before) {
+                    Some(number) => return number,
+                    None => tokio::time::sleep(PAUSE).await,
+                }
+            }
+        };
+        timeout(PATIENCE, opened)
+            .await
+            .map_err(|_elapsed| StoreError::NotRunning("the new store did not open".to_owned()))
+    }
+
     /// Has it proposed by the leader and waits until it is carried out.
     async fn propose(&self, payload: Payload) -> Result<Vec<Outcome>, StoreError> {
         let Ok(_slot) = self.shared.writes.try_acquire() else { return Err(StoreError::Busy) };
         let mut missing = None;
-        match timeout(PATIENCE, self.propose_until(payload, &mut missing)).await {
+        match timeout(PATIENCE, self.shared.propose_until(payload, &mut missing)).await {
             Ok(result) => result,
             Err(_elapsed) => Err(match missing {
                 Some(missing) => StoreError::NoLeader(missing),
@@ -199,28 +270,74 @@ impl Handle {
             }),
         }
     }
+}
 
+impl Shared {
     /// Tries until a leader takes it. `missing` says why none does, while nothing is proposed.
     async fn propose_until(&self, payload: Payload, missing: &mut Option<String>) -> Result<Vec<Outcome>, StoreError> {
         loop {
-            let running = self.shared.running()?;
+            let running = self.running()?;
             *missing = None;
-            match running.raft.client_write(payload.clone()).await {
-                Ok(response) => return outcomes(response.data.0),
-                // Nothing was proposed.
-                Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
-                    *missing = Some(match forward.leader_node {
-                        Some(leader) => format!("{leader} leads and cannot be asked from here"),
-                        None => "none is elected".to_owned(),
-                    });
-                }
-                Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => return Err(StoreError::Unknown),
-                Err(RaftError::APIError(error)) => return Err(StoreError::Failed(error.to_string())),
-                Err(RaftError::Fatal(fatal)) => return Err(StoreError::NotRunning(fatal.to_string())),
+            match running.propose(payload.clone()).await {
+                Err(Rejected::Elsewhere(member, leader)) => match forward(&running, member, &leader, &payload).await {
+                    Err(StoreError::NoLeader(why)) => *missing = Some(why),
+                    result => return result,
+                },
+                Err(Rejected::Nowhere) => *missing = Some("none is elected".to_owned()),
+                Err(Rejected::Failed(error)) => return Err(error),
+                Ok(outcomes) => return Ok(outcomes),
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
+
+    /// Has the leader change the membership.
+    pub(super) async fn change(&self, change: Change) -> Result<(), StoreError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let running = self.running()?;
+            let result = match running.leader() {
+                Some((member, _)) if member == running.raft_id => running.change_here(change.clone()).await,
+                Some((member, leader)) => forward_change(&running, member, &leader, &change).await,
+                None => Err(StoreError::NoLeader("none is elected".to_owned())),
+            };
+            match result {
+                Err(StoreError::NoLeader(_)) if Instant::now() < deadline => tokio::time::sleep(PAUSE).await,
+                result => return result,
+            }
+        }
+    }
+}
+
+async fn forward(running: &Running, member: u64, leader: &Peer, payload: &Payload) -> Result<Vec<Outcome>, StoreError> {
+    let Some(link) = running.links.to(member, leader) else {
+        return Err(StoreError::NoLeader(format!("{leader} leads and this node has no Raft listener")));
+    };
+    match link.call(Kind::Propose, payload.0.to_vec(), PATIENCE).await {
+        Ok(answer) => {
+            let failed =
+                |error: serde_json::Error| StoreError::Failed(format!("the leader's answer is malformed: {error}"));
+            serde_json::from_slice::<Proposed>(&answer).map_err(failed)?.result()
+        }
+        Err(CallError::NotSent(why)) => Err(StoreError::NoLeader(format!("{leader} leads: {why}"))),
+        Err(CallError::Lost(_) | CallError::Late) => Err(StoreError::Unknown),
+        Err(CallError::Refused(why)) => Err(StoreError::Failed(format!("{leader} leads: {why}"))),
+    }
+}
+
+async fn forward_change(running: &Running, member: u64, leader: &Peer, change: &Change) -> Result<(), StoreError> {
+    let failed = |text: String| StoreError::Membership(text);
+    let Some(link) = running.links.to(member, leader) else {
+        return Err(StoreError::NoLeader(format!("{leader} leads and this node has no Raft listener")));
+    };
+    let body = serde_json::to_vec(change).map_err(|error| failed(error.to_string()))?;
+    let answer = link.call(Kind::Change, body, CHANGE_PATIENCE).await.map_err(|error| match error {
+        CallError::NotSent(why) => StoreError::NoLeader(format!("{leader} leads: {why}")),
+        error @ (CallError::Lost(_) | CallError::Late | CallError::Refused(_)) => {
+            failed(format!("{leader} leads: {error}"))
+        }
+    })?;
+    serde_json::from_slice::<Changed>(&answer).map_err(|error| failed(error.to_string()))?.map_err(failed)
 }
 
 pub(super) fn outcomes(applied: Option<Result<Vec<Outcome>, super::Refusal>>) -> Result<Vec<Outcome>, StoreError> {

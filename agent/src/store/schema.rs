@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::core::Running;
 use super::entry;
 use super::error::{Refusal, StoreError};
-use super::handle::{Shared, outcomes};
+use super::handle::Shared;
 use super::raft::Payload;
 use super::statement::Statement;
 use super::status::{Role, Status};
@@ -89,8 +89,7 @@ async fn make(running: &Running, shared: &Shared, schema: &Schema, version: usiz
     let mut statements = vec![Statement::new(CREATE).touching("weft_schema")];
     statements.extend(step(schema, version)?);
     let payload = Payload(entry::encode(statements, shared.encoding)?);
-    let response = running.raft.client_write(payload).await.map_err(|error| StoreError::Failed(error.to_string()))?;
-    match outcomes(response.data.0) {
+    match running.propose_here(payload).await {
         Ok(_) => {
             tracing::info!(schema = schema.name, version = version + 1, "tables made");
             Ok(())

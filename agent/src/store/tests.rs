@@ -1,3 +1,6 @@
+mod cluster;
+mod members;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -25,6 +28,7 @@ async fn alone(directory: &Path) -> Node {
         directory: directory.join("store"),
         schemas: vec![SCHEMA],
         formation: Formation::Alone,
+        network: None,
     };
     let blocker = Readiness::default().block("store");
     let handle = start(inputs, &Metrics::default(), blocker, shutdown.stop());

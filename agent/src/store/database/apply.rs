@@ -3,19 +3,21 @@
 //! A run is one transaction. Should a statement end that transaction (`ON CONFLICT ROLLBACK`, `RAISE(ROLLBACK)`), the whole run
 //! is done again with a transaction for each entry, so that only the entry that did it is undone.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
-use openraft::EntryPayload;
 use openraft::storage::EntryResponder;
+use openraft::{EntryPayload, Membership};
 use rusqlite::Connection;
 use rusqlite::backup::Backup;
 
 use super::run::{Failure, Runner};
-use super::{Notify, Position, read_position, reader, whole};
+use super::{Notify, Position, Removed, read_position, read_removed, reader, whole};
 use crate::store::entry;
 use crate::store::error::Refusal;
-use crate::store::raft::{Applied, Config, Entry, StoredMembership};
+use crate::store::raft::{Applied, Config, Entry, Peer, StoredMembership};
 use crate::store::statement::{Outcome, Statement};
 
 /// The owner of the connection that writes.
@@ -23,14 +25,15 @@ pub(super) struct Applier {
     runner: Runner,
     position: Position,
     notify: Notify,
+    removed: Removed,
 }
 
 /// The run's transaction was ended by one of its statements.
 struct Ended;
 
 impl Applier {
-    pub(super) fn new(runner: Runner, position: Position, notify: Notify) -> Self {
-        Self { runner, position, notify }
+    pub(super) fn new(runner: Runner, position: Position, notify: Notify, removed: Removed) -> Self {
+        Self { runner, position, notify, removed }
     }
 
     pub(super) fn position(&self) -> Position {
@@ -139,6 +142,7 @@ impl Applier {
         match &entry.payload {
             EntryPayload::Blank => Ok(Applied(None)),
             EntryPayload::Membership(membership) => {
+                self.remove_those_not_in(membership).map_err(Failure::Broken)?;
                 self.position.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
                 let json = serde_json::to_string(&self.position.membership).unwrap_or_default();
                 let sql = "UPDATE weft_raft SET membership = ?1";
@@ -157,6 +161,22 @@ impl Applier {
                 }
             }
         }
+    }
+
+    /// Notes the members that were and are not in `membership`.
+    fn remove_those_not_in(&self, membership: &Membership<u64, Peer>) -> rusqlite::Result<()> {
+        let before = self.position.membership.membership();
+        let gone: Vec<u64> =
+            before.nodes().map(|(member, _)| *member).filter(|member| membership.get_node(member).is_none()).collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        for member in &gone {
+            let sql = "INSERT OR IGNORE INTO weft_removed VALUES (?1)";
+            self.own(|connection| connection.prepare_cached(sql)?.execute([member.cast_signed()]))?;
+        }
+        self.removed.rcu(|removed| removed.iter().chain(&gone).copied().collect::<BTreeSet<u64>>());
+        Ok(())
     }
 
     /// All of `statements` or none.
@@ -204,7 +224,7 @@ impl Applier {
         }
     }
 
-    fn own_names(&self) -> rusqlite::Result<std::collections::BTreeSet<String>> {
+    fn own_names(&self) -> rusqlite::Result<BTreeSet<String>> {
         Ok(self.tables()?.into_iter().filter(|name| name.starts_with("weft_")).collect())
     }
 
@@ -217,12 +237,13 @@ impl Applier {
             read_position(connection)
         });
         self.position = recorded.map_err(io::Error::other)?;
+        self.removed.store(Arc::new(self.own(read_removed).map_err(io::Error::other)?));
         let every = self.tables().map_err(io::Error::other)?;
         (self.notify)(self.position.applied.map_or(0, |id| id.index), &every);
         Ok(self.position.clone())
     }
 
-    fn tables(&self) -> rusqlite::Result<std::collections::BTreeSet<String>> {
+    fn tables(&self) -> rusqlite::Result<BTreeSet<String>> {
         self.own(|connection| {
             let mut names =
                 connection.prepare("SELECT lower(name) FROM sqlite_schema WHERE type IN ('table', 'view')")?;

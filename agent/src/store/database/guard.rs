@@ -156,13 +156,18 @@ fn pragma(name: &str, value: Option<&str>, door: Door) -> Result<(), String> {
     }
 }
 
+/// Tables that only the consensus writes.
+const INVIOLABLE: [&str; 2] = ["weft_raft", "weft_removed"];
+
 /// Why `statement` may not write what it would, if so.
 pub(super) fn own_tables(footprint: &Footprint, touching: &[String]) -> Option<String> {
     let own = footprint.writes.iter().filter(|table| table.starts_with("weft_"));
-    let mut forbidden = own.filter(|table| *table == "weft_raft" || !touching.contains(*table));
+    let mut forbidden = own.filter(|table| INVIOLABLE.contains(&table.as_str()) || !touching.contains(*table));
     let table = forbidden.next()?;
     Some(match table.as_str() {
-        "weft_raft" => "weft_raft belongs to the consensus and is never written by a statement".to_owned(),
+        table if INVIOLABLE.contains(&table) => {
+            format!("{table} belongs to the consensus and is never written by a statement")
+        }
         table => format!(
             "{table} is one of Weft's own tables: a statement that writes it must name it (weft store exec --own-table {table})"
         ),

@@ -34,7 +34,7 @@ impl Fixture {
         let notify: Notify = Arc::new(move |_index, tables: &BTreeSet<String>| {
             told.lock().expect("no panic").push(tables.clone());
         });
-        apply::Applier::new(Runner::new(connection).expect("guarded"), position, notify)
+        apply::Applier::new(Runner::new(connection).expect("guarded"), position, notify, Removed::default())
     }
 
     fn entry(&mut self, statements: Vec<Statement>) -> Entry {
