@@ -29,6 +29,7 @@ mod callers;
 mod domains;
 mod limits;
 mod loops;
+pub mod raft;
 mod mesh;
 pub mod privileges;
 mod removal;
@@ -102,6 +103,8 @@ enum AppError {
     Domains(#[from] DomainsError),
     #[error(transparent)]
     Methods(#[from] Pm3Error),
+    #[error("failed to make the TLS configuration of the store")]
+    Tls(#[from] crate::identity::TlsError),
     #[error("failed to listen for signals")]
     Signals(#[source] std::io::Error),
 }
@@ -195,7 +198,8 @@ async fn serve_until_stopped(
         warn!(%error, "the log is not kept; `weft tail` shows only what comes");
     }
     let figures = domains.figures_reader();
-    let store = store::start(store_inputs(&settings), &metrics, readiness.block("store"), domain_shutdown.stop());
+    let store =
+        store::start(store_inputs(&settings, &identity)?, &metrics, readiness.block("store"), domain_shutdown.stop());
     let pm3 = Pm3::start(pm3::Inputs {
         model: domains.model(),
         agent: Arc::new(ForMethods { commands: commands_tx.clone(), figures: figures.clone() }),
@@ -270,15 +274,15 @@ fn gateway_inputs(
 }
 
 /// The replicated database of this node; alone it is a cluster of one.
-fn store_inputs(settings: &Settings) -> store::Inputs {
-    store::Inputs {
+fn store_inputs(settings: &Settings, identity: &Identity) -> Result<store::Inputs, AppError> {
+    Ok(store::Inputs {
         config: settings.store.clone(),
         node: settings.model.node.id.clone(),
         directory: settings.state_dir.join("store"),
         schemas: vec![pm3::kv::SCHEMA],
         formation: store::Formation::Alone,
-        network: None,
-    }
+        network: raft::network(&settings.raft, identity)?,
+    })
 }
 
 /// The effective configuration, once; it holds no secret, key files are named by path only.

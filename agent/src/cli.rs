@@ -441,8 +441,45 @@ enum StoreCommand {
         after_help = "Example:\n  systemctl stop weft && sudo weft store restore ./weft.db && systemctl start weft"
     )]
     Restore(RestoreArgs),
+    /// Add, promote, demote or remove a member of the store
+    #[command(subcommand)]
+    Member(MemberCommand),
     /// Show the role, the leader, the members and the sizes
     Status(JsonArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum MemberCommand {
+    /// Add a node without a vote, and wait until it has everything
+    Add {
+        /// The node, which is in this mesh and waits with an empty store
+        node: String,
+        /// The number of its store, as `weft store status` shows it there
+        #[arg(value_parser = store::parse_number)]
+        number: u64,
+        /// Where its Raft listener answers, HOST:PORT
+        address: String,
+    },
+    /// Give a member a vote: 3, 5 or 7 are a good number
+    Promote {
+        /// The node
+        node: String,
+    },
+    /// Take a member's vote; it keeps the data
+    Demote {
+        /// The node
+        node: String,
+    },
+    /// Remove a member for ever; the node may join again with a new store
+    Remove {
+        /// The node
+        node: String,
+    },
+    /// Have a member lead
+    Lead {
+        /// The node
+        node: String,
+    },
 }
 
 #[derive(Debug, Args)]

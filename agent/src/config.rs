@@ -51,6 +51,7 @@ pub struct Config {
     pub supervisor: process::config::Config,
     /// `[process.NAME]`.
     pub process: BTreeMap<String, Definition>,
+    pub raft: store::config::RaftConfig,
     pub log: telemetry::Config,
 }
 
@@ -73,6 +74,7 @@ impl Default for Config {
             store: store::config::Config::default(),
             supervisor: process::config::Config::default(),
             process: BTreeMap::new(),
+            raft: store::config::RaftConfig::default(),
             log: telemetry::Config::default(),
         }
     }

@@ -13,7 +13,7 @@ use weft_proto::weft::store::v1::store_client::StoreClient;
 
 use super::client::{Client, ClientError};
 use super::output::{self, Align, Style, Table, cell};
-use super::{ExecArgs, Exit, Failure, JsonArgs, RestoreArgs, SqlArgs, StoreCommand, Target};
+use super::{ExecArgs, Exit, Failure, JsonArgs, MemberCommand, RestoreArgs, SqlArgs, StoreCommand, Target};
 use crate::foundation::rfc3339;
 use crate::store::{offline, time_text};
 
@@ -44,8 +44,15 @@ pub(super) async fn run(target: &Target, command: &StoreCommand) -> Result<Exit,
         StoreCommand::Watch { tables, json } => watch(&target.client()?, tables, *json).await,
         StoreCommand::Backup { file, json } => backup(&target.client()?, file, *json).await,
         StoreCommand::Restore(args) => restore(target, args),
+        StoreCommand::Member(command) => member(&target.client()?, command).await,
         StoreCommand::Status(JsonArgs { json }) => status(&target.client()?, *json).await,
     }
+}
+
+/// A member's number as it is shown.
+pub(super) fn parse_number(text: &str) -> Result<u64, String> {
+    u64::from_str_radix(text, 16)
+        .map_err(|_not_hexadecimal| "it is not a number as `weft store status` shows it".to_owned())
 }
 
 fn failed(status: tonic::Status) -> Failure {
@@ -178,6 +185,25 @@ fn restore(target: &Target, args: &RestoreArgs) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
+async fn member(client: &Client, command: &MemberCommand) -> Result<Exit, Failure> {
+    use proto::change_members_request::Change;
+    let nothing = proto::Nothing {};
+    let (node, change, done) = match command {
+        MemberCommand::Add { node, number, address } => {
+            let add = proto::NewMember { number: *number, address: address.clone() };
+            (node, Change::Add(add), "is a member without a vote and has everything")
+        }
+        MemberCommand::Promote { node } => (node, Change::Promote(nothing), "has a vote"),
+        MemberCommand::Demote { node } => (node, Change::Demote(nothing), "has no vote"),
+        MemberCommand::Remove { node } => (node, Change::Remove(nothing), "is no member any more"),
+        MemberCommand::Lead { node } => (node, Change::Lead(nothing), "leads"),
+    };
+    let request = proto::ChangeMembersRequest { node: node.clone(), change: Some(change) };
+    connect(client).await?.change_members(request).await.map_err(failed)?;
+    output::print(&format!("{node} {done}\n"))?;
+    Ok(Exit::Ok)
+}
+
 async fn status(client: &Client, json: bool) -> Result<Exit, Failure> {
     let status = connect(client).await?.get_status(proto::StatusRequest {}).await.map_err(failed)?.into_inner();
     let exit = if status.errors.is_empty() && status.leader.is_some() { Exit::Ok } else { Exit::Degraded };
@@ -189,6 +215,7 @@ async fn status(client: &Client, json: bool) -> Result<Exit, Failure> {
     let fields = [
         ("role", status.role.clone()),
         ("leader", status.leader.clone().unwrap_or_else(|| "none".to_owned())),
+        ("number", format!("{:016x}", status.member)),
         ("term", status.term.to_string()),
         ("log", format!("{} entries, {} carried out, {} purged", status.last_log, status.applied, status.purged)),
         ("log size", output::bytes(status.log_bytes)),

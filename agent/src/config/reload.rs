@@ -17,6 +17,7 @@ pub fn restart_keys(running: &Config, wanted: &Config) -> Vec<&'static str> {
         ("[accounting]", running.accounting == wanted.accounting),
         ("[dns]", running.dns == wanted.dns),
         ("[gateway]", running.gateway == wanted.gateway),
+        ("[raft]", running.raft == wanted.raft),
         ("[store]", running.store == wanted.store),
         ("[web]", running.web == wanted.web),
         ("[grpc]", running.grpc == wanted.grpc),

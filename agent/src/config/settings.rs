@@ -30,6 +30,7 @@ pub struct Settings {
     pub grpc: contract::Config,
     pub store: store::config::Config,
     pub process: process::Settings,
+    pub raft: store::config::RaftConfig,
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
 }
@@ -115,6 +116,7 @@ fn checked_peers(config: &Config) -> Result<Vec<PeerConfig>, ResolveError> {
     config.gateway.validate()?;
     config.store.validate()?;
     config.supervisor.validate()?;
+    config.raft.validate()?;
     WireName::parse(&config.dns.domain).map_err(ResolveError::Domain)?;
     Ok(config.peer.iter().map(|peer| peer.clone().validate()).collect::<Result<_, _>>()?)
 }
@@ -153,6 +155,7 @@ fn assemble(
             run_dir: config.run_dir.clone(),
             processes: process::config::check_processes(&config.process)?,
         },
+        raft: config.raft.clone(),
         state_dir: config.state_dir.clone(),
         run_dir: config.run_dir.clone(),
         wireguard: Arc::new(wireguard),

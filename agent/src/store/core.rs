@@ -75,6 +75,7 @@ pub(super) struct Running {
     serving: OnceLock<Serving>,
     /// What the others are told to connect to.
     advertised: String,
+    is_fixed: bool,
     database: PathBuf,
     /// The threads hold it; when all are gone the files are closed.
     lock: Weak<File>,
@@ -85,6 +86,11 @@ impl Running {
     /// Where linearizable reads wait.
     pub(super) fn barrier(self: &Arc<Self>) -> &Barrier {
         self.barrier.get_or_init(|| Barrier::start(Arc::downgrade(self)))
+    }
+
+    /// Whether the others should be told our address instead of `known`.
+    fn is_better(&self, known: &str) -> bool {
+        known != self.advertised && (self.is_fixed || known.is_empty()) && !self.advertised.is_empty()
     }
 
     /// Whether this member leads, as far as it knows.
@@ -246,7 +252,7 @@ async fn keep_address(shared: Arc<Shared>) {
     let mut status = shared.status.subscribe();
     loop {
         let Ok(running) = shared.running() else { return };
-        let stale = running.peer(running.raft_id).is_some_and(|peer| peer.address != running.advertised);
+        let stale = running.peer(running.raft_id).is_some_and(|peer| running.is_better(&peer.address));
         if stale && status.borrow_and_update().leader.is_some() {
             let change = Change::Address { member: running.raft_id, address: running.advertised.clone() };
             if let Err(error) = shared.change(change).await {
@@ -446,6 +452,7 @@ async fn open(inputs: &Inputs, shared: &Arc<Shared>) -> Result<(Running, Option<
         changes: Semaphore::new(1),
         serving: OnceLock::new(),
         advertised,
+        is_fixed: inputs.network.as_ref().is_some_and(|network| network.is_fixed),
         database: database_path,
         lock: opened.lock,
         barrier: OnceLock::new(),

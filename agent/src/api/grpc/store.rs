@@ -11,6 +11,7 @@ use weft_proto::weft::store::v1 as proto;
 use weft_proto::weft::store::v1::store_server::{Store, StoreServer};
 
 use crate::api::error::{ApiError, ErrorCode};
+use crate::foundation::id::{InvalidName, NodeId};
 use crate::foundation::lifecycle::Stop;
 use crate::store::{Consistency, Handle, Outcome, StoreError, contract};
 
@@ -136,6 +137,28 @@ impl Store for Service {
         Ok(Response::new(self.until_stop(pieces)))
     }
 
+    async fn change_members(
+        &self,
+        request: Request<proto::ChangeMembersRequest>,
+    ) -> Result<Response<proto::ChangeMembersResponse>, Refusal> {
+        use proto::change_members_request::Change;
+        let proto::ChangeMembersRequest { node, change } = request.into_inner();
+        let node: NodeId = node.parse().map_err(|error: InvalidName| invalid(error.to_string()))?;
+        let change = change.ok_or_else(|| invalid("the request names no change".to_owned()))?;
+        let changed = match change {
+            Change::Add(proto::NewMember { number, address }) => {
+                let member = crate::store::Member { raft_id: number, node, address, voter: false };
+                self.store.add_learner(member).await
+            }
+            Change::Promote(_) => self.store.promote(&node).await,
+            Change::Demote(_) => self.store.demote(&node).await,
+            Change::Remove(_) => self.store.remove(&node).await,
+            Change::Lead(_) => self.store.transfer_leader(Some(&node)).await,
+        };
+        changed.map_err(refusal)?;
+        Ok(Response::new(proto::ChangeMembersResponse {}))
+    }
+
     async fn get_status(&self, _: Request<proto::StatusRequest>) -> Result<Response<proto::Status>, Refusal> {
         let status = self.store.status().borrow().clone();
         let figures = self.store.figures();
@@ -195,7 +218,8 @@ fn refusal(error: StoreError) -> Refusal {
         StoreError::NoLeader(_) | StoreError::NotRunning(_) => ErrorCode::NotReady,
         StoreError::Timeout { .. } => ErrorCode::Timeout,
         StoreError::Busy => ErrorCode::Busy,
-        StoreError::Unknown | StoreError::Membership(_) | StoreError::Failed(_) => ErrorCode::Failed,
+        StoreError::Membership(_) => ErrorCode::Conflict,
+        StoreError::Unknown | StoreError::Failed(_) => ErrorCode::Failed,
     };
     ApiError::new(code, error.to_string()).into()
 }

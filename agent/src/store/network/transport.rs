@@ -31,5 +31,7 @@ pub struct Network {
     pub listen: SocketAddr,
     /// What the others are told to connect to: `host:port`; port 0 stands for the one that was bound.
     pub advertise: String,
+    /// The others must be told this address; else it is only a guess for those who know no better one.
+    pub is_fixed: bool,
     pub secure: Arc<dyn Secure>,
 }

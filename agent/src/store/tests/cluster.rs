@@ -142,7 +142,7 @@ impl Node {
             directory: self.directory.clone(),
             schemas: vec![SCHEMA],
             formation: self.formation,
-            network: Some(Network { listen: self.listen, advertise: self.listen.to_string(), secure }),
+            network: Some(Network { listen: self.listen, advertise: self.listen.to_string(), is_fixed: true, secure }),
         };
         let blocker = Readiness::default().block("store");
         let handle = start(inputs, &Metrics::default(), blocker, shutdown.stop());
