@@ -13,7 +13,7 @@ mod methods;
 pub mod control;
 pub mod gateway;
 pub mod error;
-mod grpc;
+pub mod grpc;
 mod http;
 pub mod process;
 pub mod view;

@@ -8,6 +8,7 @@ pub(crate) mod agent;
 pub(crate) mod dns;
 pub(crate) mod gateway;
 pub(crate) mod peers;
+pub(crate) mod store;
 pub(crate) mod tunnel;
 pub(crate) mod web;
 
@@ -70,6 +71,7 @@ const AREAS: &[(&str, Area)] = &[
     ("tunnel", tunnel::run),
     ("peers", peers::run),
     ("web", web::run),
+    ("store", store::run),
 ];
 
 #[derive(Debug, Args)]

@@ -1,6 +1,6 @@
 //! The gRPC service `weft.v1.Agent`.
 
-pub(super) mod store;
+pub mod store;
 
 use std::collections::BTreeSet;
 use std::pin::Pin;

@@ -51,8 +51,11 @@ const INSTALL_PATIENCE: Duration = Duration::from_secs(120);
 pub(super) struct Links {
     myself: u64,
     secure: Option<Arc<dyn Secure>>,
-    links: Arc<Mutex<HashMap<(u64, Use, String), Link>>>,
+    links: Arc<Mutex<HashMap<Way, Link>>>,
 }
+
+/// To which member, for what, at which address.
+type Way = (u64, Use, String);
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -155,12 +158,10 @@ impl RaftNetworkV2<Config> for Client {
         let answer = self.call(RPCTypes::AppendEntries, Kind::Append, body, option.soft_ttl()).await?;
         let answer = wire::append_answer(answer).map_err(|error| network(&error))?;
         let sent = request.entries.last().map(|entry| entry.log_id);
-        match answer {
-            AppendEntriesResponse::Success if request.entries.len() < whole => {
-                Ok(AppendEntriesResponse::PartialSuccess(sent))
-            }
-            answer => Ok(answer),
+        if answer.is_success() && request.entries.len() < whole {
+            return Ok(AppendEntriesResponse::PartialSuccess(sent));
         }
+        Ok(answer)
     }
 
     async fn vote(

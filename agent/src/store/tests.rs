@@ -1,4 +1,6 @@
 mod cluster;
+mod faults;
+mod linearizable;
 mod members;
 
 use std::path::Path;

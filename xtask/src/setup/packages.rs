@@ -76,6 +76,10 @@ const PACKAGES: &[Package] = &[
         services: &["nginx.service"],
         ..package(Group::Test, "nginx-light", "nginx", "a proxy before the gateway, and the server we compare with")
     },
+    Package {
+        services: &["etcd.service"],
+        ..package(Group::Test, "etcd-server", "etcd", "the replicated store we compare with")
+    },
     package(Group::Test, "systemd", "systemd-analyze", "checks the unit"),
     package(Group::Test, "qemu-system-x86", "qemu-system-x86_64", "guests with a distribution kernel"),
     package(Group::Test, "binutils", "objcopy", "the guests' kernel, unpacked"),

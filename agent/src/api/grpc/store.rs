@@ -24,12 +24,14 @@ const MAX_TABLES: usize = 64;
 
 type Streaming<T> = Pin<Box<dyn Stream<Item = Result<T, Refusal>> + Send>>;
 
-/// The service, for the control socket. Its streams end when `stop` is requested.
-pub(in crate::api) fn service(store: Handle, directory: std::path::PathBuf, stop: Stop) -> StoreServer<Service> {
+/// The service. Its streams end when `stop` is requested; whoever reaches it may do everything.
+pub fn service(store: Handle, directory: std::path::PathBuf, stop: Stop) -> StoreServer<Service> {
     StoreServer::new(Service { store, directory, stop }).max_decoding_message_size(MAX_REQUEST_BYTES)
 }
 
-pub(in crate::api) struct Service {
+/// The service's state.
+#[derive(Debug)]
+pub struct Service {
     store: Handle,
     /// Where a backup lies while it is sent.
     directory: std::path::PathBuf,

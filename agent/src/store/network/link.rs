@@ -187,9 +187,9 @@ async fn hand_out(read: impl AsyncRead + Unpin, pending: &Pending) -> io::Result
     let mut read = BufReader::with_capacity(64 * 1024, read);
     while let Some(frame) = frame::read(&mut read).await? {
         let Some(reply) = pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&frame.call) else { continue };
-        let answer = match frame.kind {
-            Kind::Answer => Ok(frame.body),
-            _ => Err(CallError::Refused(String::from_utf8_lossy(&frame.body).into_owned())),
+        let answer = match frame.kind == Kind::Answer {
+            true => Ok(frame.body),
+            false => Err(CallError::Refused(String::from_utf8_lossy(&frame.body).into_owned())),
         };
         // A caller that gave up needs none.
         reply.send(answer).unwrap_or_default();
