@@ -1,3 +1,5 @@
+//! Members over real sockets: forwarding, failover, minorities, snapshots, removal.
+
 use std::time::Duration;
 
 use super::cluster::{Cluster, PATIENCE, name};
