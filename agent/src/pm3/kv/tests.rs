@@ -20,6 +20,7 @@ async fn node() -> Node {
         directory: directory.path().join("store"),
         schemas: vec![SCHEMA],
         formation: store::Formation::Alone,
+        network: None,
     };
     let handle = store::start(inputs, &Metrics::default(), Readiness::default().block("store"), shutdown.stop());
     tokio::time::timeout(Duration::from_secs(30), handle.ready()).await.expect("it leads itself");
