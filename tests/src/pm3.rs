@@ -54,6 +54,69 @@ fn curl_drives_every_method_as_the_document_says() {
 }
 
 #[test]
+fn curl_keeps_values_and_shows_the_certificate_of_a_node() {
+    if !gate::root_and(&TOOLS) {
+        return;
+    }
+    let host = NetNs::new().expect("a namespace");
+    let agent = start(&host);
+    assert!(curl(&host, "/kv/a%2Fb", &[]).contains("\"code\":\"not_found\""));
+    assert_eq!(curl(&host, "/kv/a%2Fb", &["-X", "PUT", "-d", "{\"value\":{\"x\":1}}"]), "1\n");
+    assert_eq!(curl(&host, "/kv/a%2Fb", &[]), "{\"revision\":1,\"value\":{\"x\":1}}\n");
+    assert_eq!(curl(&host, "/kv", &[]), "[\"a/b\"]\n");
+    assert_eq!(curl(&host, "/kv/a%2Fb", &["-X", "DELETE"]), "{}\n");
+    // The certificate of the node, that of its authority, and the key of the first, in this order.
+    let identity = agent.directory().join("state/identity/identity.pem");
+    let identity = identity.to_str().expect("text");
+    let tls = |more: &[&str]| {
+        let words = ["curl", "-sS", "--max-time", "10", "--resolve", "pm3:443:127.0.3.3", "--cacert", identity];
+        host.run(&[&words[..], more, &["https://pm3/ping"]].concat()).expect("curl is answered")
+    };
+    assert_eq!(tls(&["--cert", identity]), "\"alpha\"\n");
+    assert_eq!(tls(&["--http1.1", "--cert", identity]), "\"alpha\"\n");
+    assert!(tls(&["--cert", identity, "-H", "Via: 1.1 x"]).contains("\"code\":\"forbidden\""));
+}
+
+#[test]
+fn a_virtual_host_serves_files_and_passes_on_to_a_real_nginx() {
+    if !gate::root_and(&[&TOOLS[..], &["nginx"]].concat()) {
+        return;
+    }
+    let host = NetNs::new().expect("a namespace");
+    let site = tempfile::tempdir().expect("a directory");
+    let at = site.path().to_str().expect("text");
+    std::fs::write(site.path().join("a.txt"), "0123456789").expect("ours");
+    let nginx = format!(
+        "daemon off; master_process off; pid {at}/pid; error_log {at}/error.log; events {{}}\n\
+         http {{ access_log off; client_body_temp_path {at}/body; proxy_temp_path {at}/proxy;\n\
+         fastcgi_temp_path {at}/fastcgi; uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;\n\
+         server {{ listen 127.0.0.1:8080; location / {{ return 200 \"$host $http_x_forwarded_for $request_uri\"; }} }} }}\n"
+    );
+    let file = site.path().join("nginx.conf");
+    std::fs::write(&file, nginx).expect("ours");
+    let mut command = host.command("nginx");
+    command.arg("-c").arg(&file).arg("-e").arg(format!("{at}/start.log"));
+    let mut nginx = Process::spawn("nginx", command).expect("installed");
+    let accepts = || host.enter(|| std::net::TcpStream::connect("127.0.0.1:8080").is_ok()).unwrap_or(false);
+    nginx.wait_for("it accepts", Duration::from_secs(20), accepts).expect("it starts");
+    let table = format!(
+        "[[gateway.host.\"example.org\".route]]\nupstream = [\"127.0.0.1:8080\"]\n\
+         [[gateway.host.\"example.org\".route]]\npath = \"/files\"\nfiles = {at:?}\n"
+    );
+    let settings = Settings::new("alpha").expect("keys").addresses(&["10.80.0.1/24"]).table(&table);
+    let _agent = TestAgent::start(&host, settings).expect("it starts");
+    let get = |path: &str, more: &[&str]| {
+        let url = format!("http://example.org{path}");
+        let words = ["curl", "-sS", "--max-time", "10", "--path-as-is", "--resolve", "example.org:80:127.0.3.3"];
+        host.run(&[&words[..], more, &[&url]].concat()).expect("curl is answered")
+    };
+    assert_eq!(get("/x?y=1", &["-H", "X-Forwarded-For: 192.0.2.1"]), "example.org 127.0.0.1 /x?y=1");
+    assert_eq!(get("/files/a.txt", &["-r", "2-4"]), "234");
+    assert!(get("/files/../files/a.txt", &[]).contains("\"code\":\"invalid_argument\""));
+    assert!(get("/files/missing", &[]).contains("\"code\":\"not_found\""));
+}
+
+#[test]
 fn a_client_written_from_the_document_speaks_websocket() {
     if !gate::root_and(&TOOLS) {
         return;
