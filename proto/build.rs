@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 14] = [
+const FILES: [&str; 15] = [
     "v1/admin.proto",
     "v1/admin_messages.proto",
     "v1/mesh.proto",
@@ -20,6 +20,7 @@ const FILES: [&str; 14] = [
     "weft/store/v1/store.proto",
     "weft/v1/agent.proto",
     "weft/v1/certificates.proto",
+    "weft/v1/mesh.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -37,7 +37,7 @@ use crate::pm3::{self, Pm3};
 use crate::process::handle::Handle as Processes;
 use crate::store;
 use crate::wireguard::status::PeerFigures;
-use crate::{dns, ebpf, net, wireguard};
+use crate::{dns, ebpf, mesh, net, wireguard};
 
 /// Everything the handlers read.
 #[derive(Debug, Clone)]
@@ -61,6 +61,7 @@ pub struct Sources {
     pub pm3: Arc<Pm3>,
     pub identity: Identity,
     pub mesh: watch::Receiver<Arc<Mesh>>,
+    pub mesh_handle: mesh::Handle,
     /// Whether `/metrics` is served over TCP.
     pub has_web: bool,
     /// What the gateway does; its default where there is none.

@@ -16,6 +16,7 @@
 //! | `callers` | a timer | `watch` of its status: a connection of its own proves that callers are recorded |
 //! | `system` | a timer | the figures of the host for `/system` |
 //! | `log-history`, a thread | log lines, bounded | files in `logs/` |
+//! | `mesh`, `mesh-model`, `mesh-state`, `mesh-save` | changed tables of the store, or another member's word; `weft.toml` | `watch`es of the mesh and of the model; the last good state on disk |
 //! | `grpc` | connections with TLS, `watch`es of everything published | |
 //! | `renewal` | a timer | a new certificate of this node, on disk and in every listener |
 //! | `live` | `watch` of the processes, their events, a timer | what WebSocket subscribers of `web` are told |
@@ -191,15 +192,19 @@ async fn serve_until_stopped(
     let metrics = Metrics::default();
     let domain_shutdown = Shutdown::default();
     let listener_shutdown = Shutdown::default();
-    let domains = Domains::start(settings.clone(), &metrics, &readiness, &domain_shutdown)?;
+    let store = store::start(store_inputs(&settings, &identity)?, &metrics, readiness.block("store"), domain_shutdown.stop());
+    let (configured, configured_rx) = watch::channel(Arc::clone(&settings.model));
+    let grpc_port = grpc.as_ref().map_or(0, |grpc| grpc.address().port());
+    let inputs = mesh::inputs(&settings, &identity, store.clone(), configured_rx, grpc_port);
+    let mesh = crate::mesh::start(inputs);
+    let _renewal = mesh::keep_valid(identity.clone(), mesh.clone());
+    let domains = Domains::start(settings.clone(), (configured, mesh.model()), &metrics, &readiness, &domain_shutdown)?;
 
     let (commands_tx, commands) = mpsc::channel::<Command>(COMMANDS);
     if let Err(error) = history.start(&settings.state_dir.join("logs")) {
         warn!(%error, "the log is not kept; `weft tail` shows only what comes");
     }
     let figures = domains.figures_reader();
-    let store =
-        store::start(store_inputs(&settings, &identity)?, &metrics, readiness.block("store"), domain_shutdown.stop());
     let pm3 = Pm3::start(pm3::Inputs {
         model: domains.model(),
         agent: Arc::new(ForMethods { commands: commands_tx.clone(), figures: figures.clone() }),
@@ -231,7 +236,8 @@ async fn serve_until_stopped(
         store,
         state_dir: settings.state_dir.clone(),
         pm3,
-        mesh: mesh::alone(&settings, &identity),
+        mesh: mesh.mesh(),
+        mesh_handle: mesh,
         identity: identity.clone(),
         has_web: web.is_some(),
         gateway: gateway_status,
@@ -241,7 +247,6 @@ async fn serve_until_stopped(
         commands: commands_tx,
     });
     let _control = socket.serve(Arc::clone(&sources), listener_shutdown.stop());
-    let _renewal = mesh::keep_valid(identity.clone());
     let _grpc = grpc.map(|grpc| grpc.serve(&sources, listener_shutdown.stop()));
     let web_inputs = web::Inputs { settings: settings.web.clone(), sources, classifier };
     let _web = web.map(|web| web.serve(web_inputs, listener_shutdown.stop()));
@@ -279,7 +284,7 @@ fn store_inputs(settings: &Settings, identity: &Identity) -> Result<store::Input
         config: settings.store.clone(),
         node: settings.model.node.id.clone(),
         directory: settings.state_dir.join("store"),
-        schemas: vec![pm3::kv::SCHEMA],
+        schemas: vec![pm3::kv::SCHEMA, crate::mesh::schema::SCHEMA],
         formation: store::Formation::Alone,
         network: raft::network(&settings.raft, identity)?,
     })

@@ -12,6 +12,7 @@ mod config;
 mod dns;
 mod doctor;
 mod down;
+mod mesh;
 mod output;
 mod peers;
 mod ping;
@@ -128,6 +129,8 @@ enum Failure {
     #[error(transparent)]
     Dns(#[from] dns::DnsError),
     #[error(transparent)]
+    Mesh(#[from] mesh::MeshError),
+    #[error(transparent)]
     Cert(#[from] cert::CertError),
     #[error(transparent)]
     Store(#[from] store::StoreCommandError),
@@ -155,6 +158,7 @@ impl Failure {
             | Self::Command(_)
             | Self::Cert(_)
             | Self::LogKeeper(_)
+            | Self::Mesh(_)
             | Self::Import(_)
             | Self::Store(_) => Exit::Failed,
         };
@@ -303,6 +307,21 @@ enum ClientCommand {
     /// Ask the mesh's name server
     #[command(subcommand)]
     Dns(DnsCommand),
+    /// Make, show and end the tokens that let nodes join
+    #[command(subcommand)]
+    Token(mesh::TokenCommand),
+    /// Join the mesh of another node
+    ///
+    /// This node's addresses, peers and names then come from that mesh. Peers of weft.toml stay.
+    #[command(after_help = "Example:\n  sudo weft join 192.0.2.1 --token-file ./token")]
+    Join(mesh::JoinArgs),
+    /// Leave the mesh, and be one of this node alone again
+    Leave(JsonArgs),
+    /// Decide which nodes may vote in the mesh
+    #[command(subcommand)]
+    Acl(mesh::AclCommand),
+    /// Say what happens in the mesh, until Ctrl-C
+    Events(JsonArgs),
     /// Make certificates for operators and tools
     #[command(subcommand)]
     Cert(cert::CertCommand),
@@ -553,6 +572,11 @@ fn dispatch(target: &Target, command: &ClientCommand, daemon: Daemon) -> Result<
         ClientCommand::Config(ConfigCommand::Check { file }) => config::check(target, file.as_deref()),
         ClientCommand::Import(ImportCommand::WgQuick(args)) => wg_quick::run(args),
         ClientCommand::Dns(DnsCommand::Query(args)) => block_on(async { dns::run(target, args).await }),
+        ClientCommand::Token(command) => block_on(async { mesh::token(&target.client()?, command).await }),
+        ClientCommand::Join(args) => block_on(async { mesh::join(&target.client()?, args).await }),
+        ClientCommand::Leave(args) => block_on(async { mesh::leave(&target.client()?, args.json).await }),
+        ClientCommand::Acl(command) => block_on(async { mesh::acl(&target.client()?, command).await }),
+        ClientCommand::Events(args) => block_on(async { mesh::events(&target.client()?, args.json).await }),
         ClientCommand::Cert(command) => block_on(async { cert::run(&target.client()?, command).await }),
         ClientCommand::Store(command) => block_on(async { store::run(target, command).await }),
         ClientCommand::Completions { shell } => completions(*shell),

@@ -18,7 +18,7 @@ use crate::foundation::id::{InstanceName, NodeId};
 use crate::foundation::telemetry;
 use crate::process::definition::Definition;
 use crate::sys::file::{self, FileError};
-use crate::{dns, ebpf, net, process, store, wireguard};
+use crate::{dns, ebpf, mesh, net, process, store, wireguard};
 
 pub use overrides::{Override, OverrideError};
 pub use reload::restart_keys;
@@ -47,6 +47,7 @@ pub struct Config {
     pub gateway: gateway::config::Config,
     pub web: web::config::Config,
     pub grpc: contract::Config,
+    pub mesh: mesh::config::Config,
     pub store: store::config::Config,
     pub supervisor: process::config::Config,
     /// `[process.NAME]`.
@@ -71,6 +72,7 @@ impl Default for Config {
             gateway: gateway::config::Config::default(),
             web: web::config::Config::default(),
             grpc: contract::Config::default(),
+            mesh: mesh::config::Config::default(),
             store: store::config::Config::default(),
             supervisor: process::config::Config::default(),
             process: BTreeMap::new(),

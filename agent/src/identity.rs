@@ -15,6 +15,7 @@ mod files;
 pub mod pinned;
 pub mod renewal;
 pub mod request;
+mod signature;
 mod tls;
 pub mod token;
 
@@ -98,6 +99,7 @@ struct Inner {
 #[derive(Debug)]
 struct Current {
     mesh: MeshId,
+    authority_key: Fingerprint,
     ca: CertificateDer<'static>,
     authority: Option<Arc<Authority>>,
     certificate: certificate::Facts,
@@ -112,6 +114,13 @@ pub struct Material {
     pub ca_key_pem: Option<crate::foundation::secret::Secret<String>>,
     pub certificate_pem: String,
     pub key_pem: crate::foundation::secret::Secret<String>,
+}
+
+impl Material {
+    /// The signature of the node's key over `message`, in hexadecimal; empty, which verifies nothing, if it cannot sign.
+    pub fn sign(&self, message: &[u8]) -> String {
+        signature::sign(&self.key_pem, message)
+    }
 }
 
 impl Identity {
@@ -178,6 +187,29 @@ impl Identity {
     /// The authority's certificate.
     pub fn ca(&self) -> CertificateDer<'static> {
         self.inner.current.load().ca.clone()
+    }
+
+    /// The fingerprint of the authority: what tokens carry.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.inner.current.load().authority_key
+    }
+
+    /// The signature of this node's key over `message`, in hexadecimal; empty, which verifies nothing, if it cannot sign.
+    pub fn sign(&self, message: &[u8]) -> String {
+        self.inner.current.load().material.sign(message)
+    }
+
+    /// Whether this node's key signed `message` so.
+    pub fn has_signed(&self, message: &[u8], signature: &str) -> bool {
+        signature::verify(&self.inner.current.load().material.key_pem, message, signature)
+    }
+
+    /// Leaves the mesh for a new one of this node alone, with an authority of its own.
+    ///
+    /// # Errors
+    /// It could not be made or written; the old identity stays.
+    pub fn found_anew(&self) -> Result<(), IdentityError> {
+        self.replace(&first(&self.inner.id, &self.inner.domain, SystemTime::now())?)
     }
 
     /// The authority, where this node may issue certificates.
@@ -336,8 +368,8 @@ fn read_current(id: &NodeId, path: &Path, material: &Material) -> Result<Current
         Some(key) => Some(Arc::new(Authority::from_pem(&material.ca_pem, key)?)),
         None => None,
     };
-    let mesh = MeshId::of(&ca).map_err(unusable)?;
-    Ok(Current { mesh, ca, authority, certificate, material: material.clone() })
+    let authority_key = certificate::fingerprint(&ca).map_err(unusable)?;
+    Ok(Current { mesh: authority_key.into(), authority_key, ca, authority, certificate, material: material.clone() })
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! | [`net`] | addresses, MTU and routes of the link; our nftables table |
 //! | [`ebpf`] | the BPF programs, their pins, the per-peer accounting |
 //! | [`dns`] | names of the mesh, forwarding, the host resolver hook |
+//! | [`mesh`] | members, joining and leaving, addresses, Raft ACLs; the model that the rest follows |
 //! | [`process`] | supervised processes and what they write |
 //! | [`doctor`] | what this host offers of what Weft can use |
 //! | [`pm3`] | the methods of the pm3 API, whatever carries the call |
@@ -39,6 +40,7 @@ pub mod wireguard;
 pub mod net;
 pub mod ebpf;
 pub mod dns;
+pub mod mesh;
 pub mod process;
 pub mod doctor;
 pub mod pm3;

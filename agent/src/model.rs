@@ -28,11 +28,21 @@ pub struct Model {
     pub node: Node,
     /// The mesh domain without a trailing dot, in lower case: `weft.internal`.
     pub domain: String,
+    /// Who leads the mesh and who has a vote in it; these have names of their own.
+    pub roles: Roles,
     peers: Ordered<PublicKey, Arc<Peer>>,
     /// Whose each name is.
     names: Ordered<NodeId, PublicKey>,
     /// Whose each prefix is.
     owners: Ordered<IpNet, PublicKey>,
+}
+
+/// The nodes with a part in the consensus.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Roles {
+    pub leader: Option<NodeId>,
+    /// In the order of their ids.
+    pub voters: Vec<NodeId>,
 }
 
 /// One peer of a model as it is to be.
@@ -91,7 +101,9 @@ impl Model {
     /// The first contradiction between two of them, named.
     pub fn new(node: Node, domain: String, peers: Vec<Peer>) -> Result<Self, ModelError> {
         check_addresses(&node.addresses)?;
-        let mut model = Self { node, domain, peers: Ordered::new(), names: Ordered::new(), owners: Ordered::new() };
+        let roles = Roles::default();
+        let mut model =
+            Self { node, domain, roles, peers: Ordered::new(), names: Ordered::new(), owners: Ordered::new() };
         for peer in peers {
             if let Some(first) = model.peer(&peer.public_key) {
                 let (first, key) = (first.name.clone(), peer.public_key);
@@ -133,7 +145,7 @@ impl Model {
     #[must_use]
     pub fn sharing(self, older: &Self) -> Self {
         let changes = self.changes_since(older);
-        let mut model = Self { node: self.node, domain: self.domain, ..older.clone() };
+        let mut model = Self { node: self.node, domain: self.domain, roles: self.roles, ..older.clone() };
         for PeerChange { key, .. } in &changes {
             model.take(key);
         }

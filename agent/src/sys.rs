@@ -6,6 +6,7 @@ pub mod bpf;
 pub mod cgroup;
 pub mod datagram;
 pub mod file;
+pub mod interfaces;
 pub mod netns;
 pub mod nftables;
 pub mod peer;

@@ -7,6 +7,7 @@ use std::path::Path;
 use integration_tests::agent::{Settings, TestAgent};
 use integration_tests::gate;
 use integration_tests::netns::NetNs;
+use integration_tests::scenario::Scenario;
 
 const TOOLS: [&str; 4] = ["wg", "ip", "nsenter", "/usr/bin/python3"];
 const FILES: [(&str, &str); 3] = [
@@ -48,18 +49,32 @@ fn start(host: &NetNs) -> TestAgent<'_> {
 }
 
 #[test]
-fn a_client_of_other_hands_calls_the_contract() {
+fn a_client_of_other_hands_calls_the_contract_on_the_leader_and_on_a_follower() {
     if !gate::root_and(&TOOLS) {
         return;
     }
-    let host = NetNs::new().expect("a namespace");
-    let agent = start(&host);
-    let directory = client(&host);
+    let scenario = Scenario::new(2).expect("namespaces");
+    let names = ["alpha", "beta"];
+    let agents = names.map(|name| Settings::new(name).expect("keys"));
+    let mut agents = agents
+        .into_iter()
+        .enumerate()
+        .map(|(number, settings)| TestAgent::start(scenario.host(number), settings).expect("it starts"));
+    let (alpha, beta) = (agents.next().expect("alpha"), agents.next().expect("beta"));
+    let token = alpha.cli_json(&["token", "create"]).expect("a token")["token"].as_str().expect("its text").to_owned();
+    beta.cli_text(&["join", &Scenario::address(0), "--token", &token]).expect("joined");
+    let directory = client(scenario.host(0));
     let path = text(directory.path());
-    agent.cli_text(&["cert", "issue", "ops", "--output", path]).expect("issued");
-    let words = ["/usr/bin/python3", &format!("{path}/client.py"), path, "127.0.0.1:8443", "alpha", path, "ops"];
-    let said = host.run(&words).expect("every call is answered as the document says");
-    assert_eq!(said, "the contract holds\n");
+    alpha.cli_text(&["cert", "issue", "ops", "--output", path]).expect("issued");
+    std::fs::copy(beta.directory().join("state/identity/identity.pem"), directory.path().join("identity.pem"))
+        .expect("copied");
+    for (number, name) in names.into_iter().enumerate() {
+        let at = format!("{}:8443", Scenario::address(number));
+        let script = format!("{path}/client.py");
+        let words = ["/usr/bin/python3", &script, path, &at, name, "alpha", "beta", path];
+        let said = scenario.host(0).run(&words).expect("every call is answered as the document says");
+        assert_eq!(said, "the contract holds\n");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod callers;
 mod contract;
 mod dns;
 mod harness;
+mod mesh;
 mod net;
 mod pm3;
 mod store;

@@ -18,6 +18,7 @@ use super::error::{ApiError, ErrorCode};
 use super::{Sources, http, view};
 use crate::foundation::lifecycle::Stop;
 use crate::model::Model;
+use crate::model::mesh::Mesh;
 use crate::{dns, ebpf, net, wireguard};
 
 /// Milliseconds between two samples of `WatchCounters`.
@@ -107,6 +108,7 @@ struct Changes {
     firewall: watch::Receiver<Arc<net::status::FirewallStatus>>,
     accounting: watch::Receiver<ebpf::status::Status>,
     dns: watch::Receiver<Arc<dns::status::Status>>,
+    mesh: watch::Receiver<Arc<Mesh>>,
     readiness: watch::Receiver<BTreeSet<&'static str>>,
 }
 
@@ -119,6 +121,7 @@ impl Changes {
             firewall: sources.firewall.clone(),
             accounting: sources.accounting.clone(),
             dns: sources.dns.clone(),
+            mesh: sources.mesh.clone(),
             readiness: sources.readiness.changes(),
         }
     }
@@ -132,6 +135,7 @@ impl Changes {
             () = changed(&mut self.firewall) => {}
             () = changed(&mut self.accounting) => {}
             () = changed(&mut self.dns) => {}
+            () = changed(&mut self.mesh) => {}
             () = changed(&mut self.readiness) => {}
         }
     }

@@ -75,6 +75,7 @@ impl Fixture {
             pm3,
             identity: identity(),
             mesh: watch::Sender::new(Arc::new(mesh())).subscribe(),
+            mesh_handle: mesh_handle(state.path()),
             has_web: true,
             gateway: watch::Sender::default().subscribe(),
             commands: commands_tx,
@@ -108,6 +109,21 @@ pub(crate) fn model() -> Model {
 fn identity() -> Identity {
     let authority = crate::identity::authority::Authority::create(std::time::SystemTime::now()).expect("an authority");
     Identity::in_memory(&authority, &"alpha".parse().expect("a label"), "weft.internal").expect("an identity")
+}
+
+/// A mesh that nothing can be asked of: its store is absent.
+fn mesh_handle(directory: &Path) -> crate::mesh::Handle {
+    let identity = identity();
+    crate::mesh::start(crate::mesh::Inputs {
+        remote: Arc::new(contract::remote::Grpc::new(identity.clone())),
+        identity,
+        store: store::Handle::absent(),
+        directory: directory.join("mesh"),
+        config: crate::mesh::config::Config::default(),
+        configured: watch::Sender::new(Arc::new(model())).subscribe(),
+        ports: crate::model::mesh::Ports { raft: 0, grpc: 8443, wireguard: 51820 },
+        link: "weft0".to_owned(),
+    })
 }
 
 /// Alpha leads, beta votes and lies behind a NAT.

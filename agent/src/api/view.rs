@@ -31,6 +31,7 @@ pub fn status(sources: &Sources) -> proto::Status {
     let accounting = accounting_status(&sources.accounting.borrow());
     let dns = dns_status(&model, &sources.dns.borrow());
     let waiting_for: Vec<String> = sources.readiness.pending().into_iter().map(str::to_owned).collect();
+    let mesh = mesh_status(sources);
     let store = store_status(&sources.store.status().borrow());
     let problems = problems([
         ("wireguard", &wireguard.errors),
@@ -39,6 +40,7 @@ pub fn status(sources: &Sources) -> proto::Status {
         ("accounting", &accounting.errors),
         ("dns", &dns.errors),
         ("gateway", &sources.gateway.borrow().errors),
+        ("mesh", &mesh.errors),
         ("store", &sources.store.status().borrow().errors),
     ]);
     let gateway = gateway_status(&sources.gateway.borrow());
@@ -64,6 +66,7 @@ pub fn status(sources: &Sources) -> proto::Status {
         dns: Some(dns),
         gateway: Some(gateway),
         store: Some(store),
+        mesh: Some(mesh),
     }
 }
 
@@ -96,6 +99,18 @@ fn fallbacks(wireguard: &proto::WireguardStatus, accounting: &proto::AccountingS
 fn notices(net: &net::status::Status, firewall: &net::status::FirewallStatus) -> Vec<String> {
     let network = net.notices.iter().map(|notice| format!("network: {notice}"));
     network.chain(firewall.notices.iter().map(|notice| format!("firewall: {notice}"))).collect()
+}
+
+fn mesh_status(sources: &Sources) -> proto::MeshStatus {
+    let mesh = sources.mesh.borrow().clone();
+    proto::MeshStatus {
+        id: sources.identity.mesh().to_string(),
+        part: if sources.mesh_handle.keeps() { "keeps" } else { "follows" }.to_owned(),
+        leader: mesh.leader.as_ref().map(ToString::to_string),
+        members: as_u64(mesh.members.len()),
+        voters: as_u64(mesh.members.values().filter(|member| member.is_voter).count()),
+        errors: sources.mesh_handle.errors(),
+    }
 }
 
 fn store_status(status: &crate::store::Status) -> proto::StoreStatus {

@@ -27,7 +27,9 @@ pub(super) enum DomainsError {
 /// Everything that runs, and the senders a reload writes to.
 pub(super) struct Domains {
     wireguard_settings: watch::Sender<Arc<wireguard::settings::Settings>>,
-    model: watch::Sender<Arc<Model>>,
+    /// What `weft.toml` says; the mesh makes the model of it.
+    configured: watch::Sender<Arc<Model>>,
+    model: watch::Receiver<Arc<Model>>,
     network_settings: watch::Sender<Arc<net::config::Settings>>,
     firewall_settings: watch::Sender<Arc<net::config::FirewallSettings>>,
     pub(super) wireguard: wireguard::Handle,
@@ -44,13 +46,14 @@ impl Domains {
     /// Starts all of them. Every failure that leaves the rest useful is in the status of its domain instead of here.
     pub(super) fn start(
         settings: Settings,
+        (configured, model): (watch::Sender<Arc<Model>>, watch::Receiver<Arc<Model>>),
         metrics: &Metrics,
         readiness: &Readiness,
         shutdown: &Shutdown,
     ) -> Result<Self, DomainsError> {
         let monitor = Monitor::start().map_err(DomainsError::Netlink)?;
         let (wireguard_settings, wireguard_rx) = watch::channel(Arc::clone(&settings.wireguard));
-        let (model, model_rx) = watch::channel(settings.model);
+        let model_rx = model.clone();
         let (network_settings, network_rx) = watch::channel(settings.network);
         let (firewall_settings, firewall_rx) = watch::channel(settings.firewall);
 
@@ -77,6 +80,7 @@ impl Domains {
         ];
         Ok(Self {
             wireguard_settings,
+            configured,
             model,
             network_settings,
             firewall_settings,
@@ -93,7 +97,7 @@ impl Domains {
 
     /// The model and its changes.
     pub(super) fn model(&self) -> watch::Receiver<Arc<Model>> {
-        self.model.subscribe()
+        self.model.clone()
     }
 
     /// The model now.
@@ -118,8 +122,8 @@ impl Domains {
         };
         note(replace(&self.wireguard_settings, settings.wireguard), "wireguard");
         // Whoever follows the model then sees at once which peers are other than before.
-        let model = Model::clone(&settings.model).sharing(&self.current());
-        note(replace(&self.model, Arc::new(model)), "peers or addresses");
+        let configured = Model::clone(&settings.model).sharing(&self.configured.borrow());
+        note(replace(&self.configured, Arc::new(configured)), "peers or addresses");
         note(replace(&self.network_settings, settings.network), "network");
         note(replace(&self.firewall_settings, settings.firewall), "firewall");
         changed

@@ -1,49 +1,44 @@
-//! The mesh as the contract shows it while this node is its only member.
+//! What the mesh is started with, and who renews the certificate of this node.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use ipnet::{IpNet, Ipv6Net};
 use tokio::sync::watch;
 
+use crate::api::contract::remote::Grpc;
 use crate::config::Settings;
 use crate::foundation::task::Task;
 use crate::identity::{Identity, renewal};
-use crate::model::mesh::{Member, Mesh, Ports};
+use crate::mesh::{Handle, Inputs};
+use crate::model::Model;
+use crate::model::mesh::Ports;
+use crate::store;
 
-/// A mesh of one, which leads itself.
-pub(super) fn alone(settings: &Settings, identity: &Identity) -> watch::Receiver<Arc<Mesh>> {
-    let own = settings.model.node.id.clone();
-    let mut mesh = Mesh::empty(own.clone());
-    mesh.leader = Some(own.clone());
-    let member = member(settings, identity);
-    mesh.ipv4 = settings.model.node.addresses.iter().find_map(|address| match address {
-        IpNet::V4(address) => Some(address.trunc()),
-        IpNet::V6(_) => None,
-    });
-    mesh.members.insert(own, Arc::new(member));
-    watch::Sender::new(Arc::new(mesh)).subscribe()
-}
-
-/// Keeps the certificate of this node valid; it holds the authority, as every node that founded its mesh does.
-pub(super) fn keep_valid(identity: Identity) -> Task {
-    renewal::start(identity, Box::new(|_| Box::pin(async { Err("this node does not hold the authority".into()) })))
-}
-
-fn member(settings: &Settings, identity: &Identity) -> Member {
-    let addresses = &settings.model.node.addresses;
-    let ipv4 = addresses.iter().find_map(|address| if let IpNet::V4(v4) = address { Some(v4.addr()) } else { None });
-    let ipv6 = addresses.iter().find_map(|address| if let IpNet::V6(v6) = address { Some(v6.addr()) } else { None });
-    Member {
-        id: settings.model.node.id.clone(),
-        public_key: settings.model.node.public_key,
-        primary_endpoint: None,
-        endpoints: Vec::new(),
-        ports: Ports { raft: 0, grpc: settings.grpc.listen.port(), wireguard: settings.wireguard.listen_port },
-        ipv4,
-        ipv6: ipv6.and_then(|address| Ipv6Net::new(address, 64).ok()).map(|network| network.trunc()),
-        is_voter: true,
-        created_at: identity.certificate().not_before,
-        updated_at: SystemTime::now(),
+/// The inputs of the mesh; `grpc_port` is the one that is listened on, 0: none.
+pub(super) fn inputs(
+    settings: &Settings,
+    identity: &Identity,
+    store: store::Handle,
+    configured: watch::Receiver<Arc<Model>>,
+    grpc_port: u16,
+) -> Inputs {
+    let ports = Ports { raft: 0, grpc: grpc_port, wireguard: settings.wireguard.listen_port };
+    Inputs {
+        identity: identity.clone(),
+        store,
+        remote: Arc::new(Grpc::new(identity.clone())),
+        directory: settings.state_dir.join("mesh"),
+        config: settings.mesh.clone(),
+        configured,
+        ports,
+        link: settings.wireguard.link.to_string(),
     }
+}
+
+/// Keeps the certificate of this node valid: by itself where it may issue, else by one of the mesh that may.
+pub(super) fn keep_valid(identity: Identity, mesh: Handle) -> Task {
+    let renew = move |_identity| {
+        let mesh = mesh.clone();
+        Box::pin(async move { mesh.renew().await }) as futures_util::future::BoxFuture<'static, _>
+    };
+    renewal::start(identity, Box::new(renew))
 }

@@ -123,8 +123,19 @@ fn fields(status: &proto::Status) -> Vec<(&'static str, String)> {
         ("accounting", counted(&accounting)),
         ("DNS", dns_line(&dns)),
         ("pm3 API", gateway_line(&status.gateway.clone().unwrap_or_default())),
+        ("mesh", status.mesh.as_ref().map(mesh_line).unwrap_or_default()),
         ("store", status.store.as_ref().map(store_line).unwrap_or_default()),
     ]
+}
+
+fn mesh_line(mesh: &proto::MeshStatus) -> String {
+    let id = mesh.id.get(..8).unwrap_or(&mesh.id);
+    let leader = mesh.leader.as_ref().map_or_else(|| "nobody leads".to_owned(), |leader| format!("{leader} leads"));
+    let part = if mesh.part == "keeps" { "keeps its state" } else { "follows" };
+    match mesh.members {
+        0 | 1 => format!("{id}, this node alone"),
+        members => format!("{id}, {members} members, {leader}, this node {part}"),
+    }
 }
 
 fn store_line(store: &proto::StoreStatus) -> String {

@@ -22,6 +22,7 @@ pub fn restart_keys(running: &Config, wanted: &Config) -> Vec<&'static str> {
         ("[web]", running.web == wanted.web),
         ("[grpc]", running.grpc == wanted.grpc),
         ("[supervisor]", running.supervisor == wanted.supervisor),
+        ("[mesh]", running.mesh == wanted.mesh),
         ("log.format", running.log.format == wanted.log.format),
     ];
     checks.into_iter().filter_map(|(key, same)| (!same).then_some(key)).collect()

@@ -13,7 +13,7 @@ use crate::model::{Model, ModelError, Node};
 use crate::sys::file::{self, FileError};
 use crate::wireguard::config::{ConfigError as WireguardError, PeerConfig, PeerKeyError};
 use crate::wireguard::key_file::KeyFileError;
-use crate::{dns, ebpf, net, process, store, wireguard};
+use crate::{dns, ebpf, mesh, net, process, store, wireguard};
 
 /// A configuration that is right as a whole, cut into what each domain takes.
 #[derive(Debug, Clone)]
@@ -28,6 +28,7 @@ pub struct Settings {
     pub callers: ebpf::callers::Settings,
     pub web: web::config::Settings,
     pub grpc: contract::Config,
+    pub mesh: mesh::config::Config,
     pub store: store::config::Config,
     pub process: process::Settings,
     pub raft: store::config::RaftConfig,
@@ -58,6 +59,8 @@ pub enum ResolveError {
     Network(#[from] net::config::ConfigError),
     #[error("dns.domain is not a domain name like weft.internal")]
     Domain(#[source] NotAName),
+    #[error(transparent)]
+    Mesh(#[from] mesh::config::ConfigError),
     #[error(transparent)]
     Gateway(#[from] gateway::config::ConfigError),
     #[error(transparent)]
@@ -114,6 +117,7 @@ fn checked_peers(config: &Config) -> Result<Vec<PeerConfig>, ResolveError> {
     telemetry::parse_level(&config.log.level)?;
     config.accounting.validate()?;
     config.gateway.validate()?;
+    config.mesh.validate()?;
     config.store.validate()?;
     config.supervisor.validate()?;
     config.raft.validate()?;
@@ -147,6 +151,7 @@ fn assemble(
         gateway: config.gateway.clone(),
         web: config.web.settings()?,
         grpc: config.grpc.clone(),
+        mesh: config.mesh.clone(),
         store: config.store.clone(),
         process: process::Settings {
             config: config.supervisor.clone(),

@@ -286,7 +286,10 @@ fn have_same_names(newer: &Model, older: &Model) -> bool {
             .zip(after)
             .is_some_and(|(before, after)| before.name == after.name && before.allowed_ips == after.allowed_ips)
     };
-    newer.node == older.node && newer.domain == older.domain && newer.changes_since(older).iter().all(same)
+    newer.node == older.node
+        && newer.domain == older.domain
+        && newer.roles == older.roles
+        && newer.changes_since(older).iter().all(same)
 }
 
 /// The pm3 address: the first loopback IPv4 address that we listen on.

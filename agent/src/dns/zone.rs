@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use self::reverse::{Place, Reverse};
 use super::wire::{Data, NotAName, Soa, WireName, rtype};
-use crate::model::Model;
+use crate::model::{Model, Roles};
 
 /// Seconds that a record may be kept by others. Mesh addresses hardly ever change, peers do.
 pub const TTL: u32 = 60;
@@ -99,6 +99,7 @@ impl Zone {
         let mut builder = Builder::default();
         for member in members(model) {
             builder.add_member(&member, &domain, &pm3, pm3_address)?;
+            builder.add_roles(&member, &domain, &model.roles)?;
         }
         let mesh_names = builder.records.len();
         builder.add_host_names(&pm3, pm3_address)?;
@@ -290,6 +291,17 @@ impl Builder {
         let pm3_addresses =
             if member.addresses.is_empty() { &[IpAddr::V4(pm3_address)][..] } else { &member.addresses };
         self.add_addresses(&pm3.child(member.id)?, pm3_addresses);
+        Ok(())
+    }
+
+    /// `leader` and `voters` below the mesh domain, for the members that are.
+    fn add_roles(&mut self, member: &Member<'_>, domain: &WireName, roles: &Roles) -> Result<(), NotAName> {
+        if roles.leader.as_ref().is_some_and(|leader| leader.as_str() == member.id) {
+            self.add_addresses(&domain.child("leader")?, &member.addresses);
+        }
+        if roles.voters.iter().any(|voter| voter.as_str() == member.id) {
+            self.add_addresses(&domain.child("voters")?, &member.addresses);
+        }
         Ok(())
     }
 

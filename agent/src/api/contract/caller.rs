@@ -1,11 +1,16 @@
 //! Who calls, and which method is for whom: the one table.
 
+use std::sync::Arc;
+
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use tonic::{Code, Status};
 
+use super::proxy;
+use crate::api::Sources;
+use crate::foundation::id::NodeId;
 use crate::identity::certificate::{Member, Role};
 
 /// Who calls, as the connection proved it; in the extensions of every request.
@@ -30,6 +35,18 @@ impl Caller {
     }
 }
 
+impl Caller {
+    /// Whether the caller is the node `id`.
+    pub(super) fn is_node(&self, id: &NodeId) -> bool {
+        matches!(self, Self::Member(member) if member.role == Role::Node && member.name == *id)
+    }
+
+    /// The caller of a request; a request that no connection marked comes from nobody.
+    pub(super) fn of<T>(request: &tonic::Request<T>) -> Self {
+        request.extensions().get::<Self>().cloned().unwrap_or(Self::Nobody)
+    }
+}
+
 /// Who a method is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Audience {
@@ -46,7 +63,10 @@ fn audience(path: &str) -> Audience {
         "/v1.Admin/PutRaftACL" | "/v1.Admin/DeleteRaftACL" => Audience::Operators,
         _ if path.starts_with("/grpc.health.v1.Health/") => Audience::Anybody,
         _ if path.starts_with("/weft.v1.Enrolment/") => Audience::Anybody,
-        _ if path.starts_with("/weft.v1.Certificates/") => Audience::Local,
+        _ if path.starts_with("/weft.v1.Certificates/") || path.starts_with("/weft.v1.Local/") => Audience::Local,
+        "/weft.v1.Membership/CreateToken" | "/weft.v1.Membership/ListTokens" | "/weft.v1.Membership/DeleteToken" => {
+            Audience::Operators
+        }
         _ => Audience::Members,
     }
 }
@@ -77,9 +97,14 @@ fn judge(caller: &Caller, path: &str) -> Result<(), Status> {
 }
 
 /// Lets a request through to its service, or answers why not.
-pub(super) async fn authorize(request: Request, next: Next) -> Response<Body> {
+pub(super) async fn authorize(State(sources): State<Arc<Sources>>, mut request: Request, next: Next) -> Response<Body> {
     let caller = request.extensions().get::<Caller>().cloned().unwrap_or(Caller::Nobody);
+    let caller = proxy::proven(&caller, request.headers_mut());
+    request.extensions_mut().insert(caller.clone());
     match judge(&caller, request.uri().path()) {
+        Ok(()) if !sources.mesh_handle.keeps() && proxy::is_for_leader(request.uri().path(), request.headers()) => {
+            proxy::hand_on(&sources, &caller, request).await
+        }
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_http(),
     }

@@ -24,6 +24,7 @@ use crate::foundation::lifecycle::Stop;
 use crate::foundation::task::{self, Task};
 use crate::identity::certificate::{self, Member};
 use crate::identity::{Identity, Purpose, TlsError};
+use crate::mesh::Ends;
 
 /// Streams of one connection at a time: a leader proxies the calls of a whole node over one.
 const MAX_STREAMS: u32 = 256;
@@ -117,10 +118,10 @@ impl Bound {
     pub fn serve(self, sources: &Arc<Sources>, stop: Stop) -> Grpc {
         let Self { listener, address: _, acceptor, identity } = self;
         let (reporter, health) = tonic_health::server::health_reporter();
-        let router = super::routes(sources).route_service("/grpc.health.v1.Health/{method}", health);
+        let router = super::routes(sources, stop.clone()).route_service("/grpc.health.v1.Health/{method}", health);
         let server = Server { router, acceptor: TlsAcceptor::from(acceptor), identity };
         let task = task::spawn("grpc", async move {
-            for service in ["v1.Mesh", "v1.Node", "v1.PeerDiscovery"] {
+            for service in ["v1.Admin", "v1.Mesh", "v1.Node", "v1.PeerDiscovery"] {
                 reporter.set_service_status(service, tonic_health::ServingStatus::Serving).await;
             }
             let accept = || async { listener.accept().await.map(|(stream, _address)| stream) };
@@ -151,6 +152,17 @@ impl http::AsyncServe<TcpStream> for Server {
     }
 }
 
+/// The two ends of a TCP connection, in the extensions of every request of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Connection {
+    pub(super) ends: Ends,
+}
+
+fn ends(stream: &TcpStream) -> io::Result<Ends> {
+    let canonical = |address: SocketAddr| address.ip().to_canonical();
+    Ok(Ends { local: canonical(stream.local_addr()?), remote: canonical(stream.peer_addr()?) })
+}
+
 async fn session(stream: TlsStream<TcpStream>, router: Router, identity: &Identity, mut stop: Stop) {
     let member = match stream.get_ref().1.peer_certificates() {
         None => None,
@@ -160,10 +172,15 @@ async fn session(stream: TlsStream<TcpStream>, router: Router, identity: &Identi
             Err(error) => return tracing::debug!(listener = "grpc", %error, "a certificate names no member"),
         },
     };
+    let ends = match ends(stream.get_ref().0) {
+        Ok(ends) => ends,
+        Err(error) => return tracing::debug!(listener = "grpc", %error, "a connection ended before it was served"),
+    };
     let caller = member.clone().map_or(Caller::Nobody, Caller::Member);
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(caller.clone());
+        request.extensions_mut().insert(Connection { ends });
         let router = router.clone();
         async move { http::Answer::Ok(router.oneshot(request).await.unwrap_or_else(|never| match never {})) }
     });

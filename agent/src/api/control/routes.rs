@@ -27,7 +27,8 @@ const EXISTS: &str = "GET or POST /status /status/peers; GET /metrics; /processâ
 /// The answers for those who may call.
 pub(super) fn granted(sources: Arc<Sources>, stop: Stop) -> Router {
     let slots = Arc::new(Semaphore::new(http::MAX_REQUESTS));
-    let contract = contract::routes(&sources).reset_fallback().layer(Extension(contract::caller::Caller::Local));
+    let contract =
+        contract::routes(&sources, stop.clone()).reset_fallback().layer(Extension(contract::caller::Caller::Local));
     let agent = grpc::service(Arc::clone(&sources), stop.clone());
     let store = grpc::store::service(sources.store.clone(), sources.state_dir.clone(), stop);
     Router::new()

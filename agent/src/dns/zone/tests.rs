@@ -154,6 +154,22 @@ fn a_label_that_looks_like_the_end_of_a_name_is_no_zone() {
 }
 
 #[test]
+fn the_leader_and_the_voters_have_names() {
+    let mut model = mesh(2);
+    let address = |name: &str, model: &crate::model::Model| {
+        let zone = Zone::build(model, Ipv4Addr::LOCALHOST, 1).expect("built");
+        match resolve(&zone, name, rtype::A) {
+            Resolution::Answer(set) => set.records.len(),
+            Resolution::NoData { .. } | Resolution::NoName { .. } | Resolution::Elsewhere => 0,
+        }
+    };
+    assert_eq!((address("leader.weft.internal", &model), address("voters.weft.internal", &model)), (0, 0));
+    model.roles.leader = Some("n0000".parse().expect("an id"));
+    model.roles.voters = ["n0000", "n0001"].map(|name| name.parse().expect("an id")).into();
+    assert_eq!((address("leader.weft.internal", &model), address("voters.weft.internal", &model)), (1, 2));
+}
+
+#[test]
 fn a_mesh_domain_below_a_special_name_is_ours() {
     let mut model = mesh(1);
     model.domain = "mesh.test".to_owned();

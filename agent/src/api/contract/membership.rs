@@ -1,0 +1,186 @@
+//! `weft.v1.Membership`: what members ask beyond the contract.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures_util::stream::{self, Stream, StreamExt as _};
+use tokio::sync::{broadcast, watch};
+use tonic::{Request, Response, Status};
+use weft_proto::weft::v1 as proto;
+use weft_proto::weft::v1::membership_server::Membership;
+
+use super::caller::Caller;
+use super::{failures, text, wire};
+use crate::api::{Sources, view};
+use crate::foundation::error::chain;
+use crate::foundation::lifecycle::Stop;
+use crate::identity::NODE_LIFETIME;
+use crate::identity::certificate::{Role, Subject};
+use crate::identity::request;
+use crate::mesh::Happened;
+use crate::mesh::update::{Event, State};
+
+/// How long a token may live, in seconds.
+const LIFETIMES: std::ops::RangeInclusive<u32> = 60..=7 * 24 * 60 * 60;
+
+type Streaming<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+pub(super) struct Service {
+    pub(super) sources: Arc<Sources>,
+    pub(super) stop: Stop,
+}
+
+impl Service {
+    fn until_stop<T: Send + 'static>(
+        &self,
+        items: impl Stream<Item = Result<T, Status>> + Send + 'static,
+    ) -> Streaming<T> {
+        let mut stop = self.stop.clone();
+        let stopped = Box::pin(async move { stop.requested().await });
+        Box::pin(items.take_until(stopped))
+    }
+}
+
+#[tonic::async_trait]
+impl Membership for Service {
+    type WatchMeshStream = Streaming<proto::MeshUpdate>;
+
+    async fn watch_mesh(
+        &self,
+        request: Request<proto::WatchMeshRequest>,
+    ) -> Result<Response<Self::WatchMeshStream>, Status> {
+        let caller = Caller::of(&request);
+        let state = self.sources.mesh_handle.state();
+        if let Caller::Member(member) = &caller
+            && member.role == Role::Node
+            && state.borrow().mesh.member(&member.name).is_none()
+        {
+            return Err(Status::not_found(format!("{} is no member of this mesh any more", member.name)));
+        }
+        Ok(Response::new(self.until_stop(updates(state))))
+    }
+
+    async fn renew(&self, request: Request<proto::RenewRequest>) -> Result<Response<proto::RenewResponse>, Status> {
+        let Caller::Member(member) = Caller::of(&request) else {
+            return Err(Status::permission_denied("a node renews its own certificate, with the one it has"));
+        };
+        let wanted = request::Request::parse(&request.into_inner().request_pem)
+            .map_err(|error| Status::invalid_argument(chain(&error)))?;
+        if member.role != Role::Node || wanted.fingerprint() != member.key {
+            return Err(Status::permission_denied("a renewal is for the key of the certificate that asks for it"));
+        }
+        let identity = &self.sources.identity;
+        let authority =
+            identity.authority().ok_or_else(|| Status::failed_precondition("this node may not issue certificates"))?;
+        let subject = Subject { name: member.name, role: Role::Node, domain: identity.domain().to_owned() };
+        let issued = authority.issue(&wanted, &subject, NODE_LIFETIME, SystemTime::now());
+        let certificate_pem = issued.map_err(|error| Status::internal(chain(&error)))?;
+        Ok(Response::new(proto::RenewResponse { certificate_pem }))
+    }
+
+    async fn create_token(
+        &self,
+        request: Request<proto::CreateTokenRequest>,
+    ) -> Result<Response<proto::CreatedToken>, Status> {
+        let seconds = request.into_inner().lifetime_seconds;
+        if !LIFETIMES.contains(&seconds) {
+            let text = format!("a token lives {} to {} seconds, not {seconds}", LIFETIMES.start(), LIFETIMES.end());
+            return Err(Status::invalid_argument(text));
+        }
+        let mesh = &self.sources.mesh_handle;
+        let made = mesh.create_token(Duration::from_secs(seconds.into())).await;
+        let made = made.map_err(|error| failures::registry(&error))?;
+        tracing::info!(token = %made.token.id, seconds, "made a join token");
+        let state = Arc::clone(&mesh.state().borrow());
+        Ok(Response::new(proto::CreatedToken {
+            id: made.token.id.to_string(),
+            token: made.token.text().to_string(),
+            expires_at: Some(text::timestamp(made.expires_at)),
+            address: address(&state),
+        }))
+    }
+
+    async fn list_tokens(&self, _: Request<()>) -> Result<Response<proto::TokenList>, Status> {
+        let tokens = self.sources.mesh_handle.tokens().await.map_err(|error| failures::registry(&error))?;
+        let shown = tokens.into_iter().map(|token| proto::TokenInfo {
+            id: token.id,
+            created_at: Some(text::timestamp(token.created_at)),
+            expires_at: Some(text::timestamp(token.expires_at)),
+            attempts_left: token.attempts_left,
+        });
+        Ok(Response::new(proto::TokenList { tokens: shown.collect() }))
+    }
+
+    async fn delete_token(&self, request: Request<proto::DeleteTokenRequest>) -> Result<Response<()>, Status> {
+        let id = request.into_inner().id;
+        self.sources.mesh_handle.delete_token(&id).await.map_err(|error| failures::registry(&error))?;
+        Ok(Response::new(()))
+    }
+
+    type WatchEventsStream = Streaming<proto::Event>;
+
+    async fn watch_events(
+        &self,
+        _: Request<proto::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        Ok(Response::new(self.until_stop(events(self.sources.mesh_handle.events()))))
+    }
+}
+
+/// Where this node's gRPC listener is reached, as far as it knows; else the first address of its interfaces.
+fn address(state: &State) -> String {
+    let Some(own) = state.mesh.member(&state.mesh.own) else { return String::new() };
+    let reached = own.primary_endpoint.or_else(|| own.endpoints.first().copied());
+    reached.map(|address| std::net::SocketAddr::from((address, own.ports.grpc)).to_string()).unwrap_or_default()
+}
+
+/// Everything, then what changed. A slow reader gets several changes as one.
+fn updates(state: watch::Receiver<Arc<State>>) -> impl Stream<Item = Result<proto::MeshUpdate, Status>> {
+    stream::unfold((state, None::<Arc<State>>), |(mut state, last)| async move {
+        loop {
+            let newest = Arc::clone(&state.borrow_and_update());
+            let update = match &last {
+                None => Some(newest.complete()),
+                Some(last) => newest.since(last),
+            };
+            if let Some(update) = update {
+                let sent = wire::update(&newest, &update);
+                return Some((Ok(sent), (state, Some(newest))));
+            }
+            state.changed().await.ok()?;
+        }
+    })
+}
+
+fn events(events: broadcast::Receiver<Happened>) -> impl Stream<Item = Result<proto::Event, Status>> {
+    stream::unfold(events, |mut events| async move {
+        match events.recv().await {
+            Ok(happened) => Some((Ok(shown(&happened)), events)),
+            Err(broadcast::error::RecvError::Lagged(missed)) => {
+                let lost = Status::data_loss(format!("{missed} events were missed; read the state and watch again"));
+                Some((Err(lost), events))
+            }
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    })
+}
+
+fn shown(happened: &Happened) -> proto::Event {
+    let (kind, node, text) = match &happened.event {
+        Event::Joined(id) => ("joined", Some(id), format!("{id} joined the mesh")),
+        Event::Left(id) => ("left", Some(id), format!("{id} left the mesh")),
+        Event::Changed(id) => {
+            ("changed", Some(id), format!("{id} has other addresses, endpoints, ports or another key"))
+        }
+        Event::Leader(Some(id)) => ("leader", Some(id), format!("{id} leads")),
+        Event::Leader(None) => ("leader", None, "nobody leads".to_owned()),
+    };
+    proto::Event {
+        schema: view::SCHEMA,
+        at: Some(text::timestamp(happened.at)),
+        kind: kind.to_owned(),
+        node: node.map(ToString::to_string).unwrap_or_default(),
+        text,
+    }
+}

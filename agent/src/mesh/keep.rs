@@ -1,0 +1,73 @@
+//! The node that keeps the state: founds the mesh in its store, and spreads what the store holds whenever that changes.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::allocate;
+use super::registry::{Contents, RegistryError};
+use super::schema::TABLES;
+use super::shared::Shared;
+use super::update::{State, Update};
+use crate::foundation::error::chain;
+use crate::store::Consistency;
+
+/// Between two attempts while the store refuses.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Runs until this node follows another one.
+pub(super) async fn run(shared: &Shared) {
+    shared.store.ready().await;
+    while let Err(error) = found(shared).await {
+        shared.say(vec![format!("the mesh was not founded: {}", chain(&error))]);
+        tokio::time::sleep(RETRY).await;
+    }
+    let mut changes = shared.store.watch(&TABLES);
+    let mut leader = shared.store.status();
+    let mut configured = shared.configured.clone();
+    loop {
+        leader.mark_unchanged();
+        match spread(shared).await {
+            Ok(()) => shared.say(Vec::new()),
+            Err(error) => shared.say(vec![chain(&error)]),
+        }
+        let is_other = tokio::select! {
+            changed = changes.changed() => match changed {
+                Some(_index) => false,
+                None => return,
+            },
+            changed = leader.changed() => match changed {
+                Ok(()) => false,
+                Err(_gone) => return,
+            },
+            changed = configured.changed() => match changed {
+                Ok(()) => true,
+                Err(_gone) => return,
+            },
+        };
+        if is_other && let Err(error) = found(shared).await {
+            shared.say(vec![format!("the mesh does not know how this node is now: {}", chain(&error))]);
+        }
+    }
+}
+
+/// Makes the mesh if there is none, and has it know this node as it is.
+async fn found(shared: &Shared) -> Result<(), RegistryError> {
+    let authority = shared.identity.fingerprint();
+    let prefix = allocate::prefix(authority.as_bytes());
+    let key = shared.identity.certificate().member.key;
+    let facts = shared.facts();
+    shared.registry.found(&facts, key, authority, (shared.config.ipv4_range, prefix), SystemTime::now()).await
+}
+
+async fn spread(shared: &Shared) -> Result<(), RegistryError> {
+    let contents = shared.registry.contents(Consistency::Local).await?;
+    shared.publish(&complete(shared, &contents));
+    Ok(())
+}
+
+/// Everything the store holds, with who leads now.
+pub(super) fn complete(shared: &Shared, contents: &Contents) -> Update {
+    let leader = shared.store.status().borrow().leader.clone();
+    let mesh = contents.mesh(shared.identity.id(), leader);
+    State { mesh, revoked: Arc::new(contents.revoked.clone()) }.complete()
+}

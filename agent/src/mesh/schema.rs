@@ -1,0 +1,30 @@
+//! The tables of the mesh in the store.
+//!
+//! Times are seconds since 1970, bound by who proposes. A node's addresses stand in its row: they are free again when it goes.
+
+use crate::store::Schema;
+
+/// Every table this room writes, for what watches them.
+pub const TABLES: [&str; 3] = [MESH, NODES, REVOKED];
+pub(super) const MESH: &str = "weft_mesh";
+pub(super) const NODES: &str = "weft_nodes";
+pub(super) const REVOKED: &str = "weft_revoked";
+pub(super) const TOKENS: &str = "weft_tokens";
+pub(super) const ACLS: &str = "weft_acls";
+
+/// What the store makes at the first start.
+pub const SCHEMA: Schema = Schema {
+    name: "mesh",
+    versions: &[&[
+        "CREATE TABLE weft_mesh (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
+        "CREATE TABLE weft_nodes (id TEXT PRIMARY KEY, public_key TEXT NOT NULL UNIQUE, certificate_key TEXT NOT NULL UNIQUE, \
+         raft_port INTEGER NOT NULL, grpc_port INTEGER NOT NULL, wireguard_port INTEGER NOT NULL, primary_endpoint TEXT, \
+         endpoints TEXT NOT NULL, ipv4 TEXT UNIQUE, ipv6 TEXT NOT NULL UNIQUE, is_voter INTEGER NOT NULL, \
+         created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL) STRICT",
+        "CREATE TABLE weft_revoked (key TEXT PRIMARY KEY, node TEXT NOT NULL, at INTEGER NOT NULL) STRICT",
+        "CREATE TABLE weft_tokens (id TEXT PRIMARY KEY, hash BLOB NOT NULL, created_at INTEGER NOT NULL, \
+         expires_at INTEGER NOT NULL, attempts_left INTEGER NOT NULL, used_by TEXT, used_key TEXT) STRICT",
+        "CREATE TABLE weft_acls (name TEXT PRIMARY KEY, patterns TEXT NOT NULL, action INTEGER NOT NULL, \
+         created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL) STRICT",
+    ]],
+};
