@@ -102,6 +102,7 @@ pub fn start(inputs: Inputs) -> Handle {
         events: Shared::events_channel(),
         contradictions: watch::Sender::default(),
         errors: watch::Sender::default(),
+        saving: std::sync::Mutex::default(),
         moves: watch::Sender::new(0),
     });
     let (model, projecting) = project::start(&shared);

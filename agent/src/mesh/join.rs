@@ -3,7 +3,7 @@
 //! The order is such that a crash at any point leaves a node of the old mesh or one of the new: the state of the new mesh is
 //! written first and is good only for the new key; the identity, one file, then changes sides.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::remote::{Enrolment, RemoteError};
 use super::saved;
 use super::shared::Shared;
-use super::update::State;
+use super::update::{State, Update};
 use crate::foundation::id::NodeId;
 use crate::identity::authority::AuthorityError;
 use crate::identity::certificate::{self, CertificateError, MeshId};
@@ -52,6 +52,8 @@ pub enum JoinError {
     Alone,
     #[error("no node that keeps the state of the mesh is known")]
     NoKeeper,
+    #[error("the change broke off; `weft status` says where this node is")]
+    Broken,
 }
 
 /// A mesh this node has become a member of.
@@ -63,7 +65,7 @@ pub struct Joined {
     pub elapsed: std::time::Duration,
 }
 
-pub(super) async fn join(shared: &Shared, address: &str, token: &str) -> Result<Joined, JoinError> {
+pub(super) async fn join(shared: &Arc<Shared>, address: &str, token: &str) -> Result<Joined, JoinError> {
     let began = Instant::now();
     let token: Token = token.parse()?;
     let address = with_port(address)?;
@@ -80,10 +82,7 @@ pub(super) async fn join(shared: &Shared, address: &str, token: &str) -> Result<
         Material { ca_pem: enrolled.ca_pem, ca_key_pem: None, certificate_pem: enrolled.certificate_pem, key_pem };
     let own = shared.identity.id().clone();
     let state = State::empty(own).after(&enrolled.mesh);
-    saved::write_for(&shared.directory, &material, &state).map_err(JoinError::State)?;
-    shared.identity.replace(&material)?;
-    shared.publish(&enrolled.mesh);
-    shared.moves.send_modify(|moves| *moves += 1);
+    blocking(shared, move |shared| change_sides(shared, &material, &enrolled.mesh)).await?;
     let mesh = &state.mesh;
     Ok(Joined {
         mesh: shared.identity.mesh(),
@@ -91,6 +90,38 @@ pub(super) async fn join(shared: &Shared, address: &str, token: &str) -> Result<
         members: mesh.members.len(),
         elapsed: began.elapsed(),
     })
+}
+
+/// The state, then the identity, then everybody here; nothing else is written meanwhile.
+fn change_sides(shared: &Shared, material: &Material, mesh: &Update) -> Result<(), JoinError> {
+    let _nothing_else = shared.saving.lock().unwrap_or_else(PoisonError::into_inner);
+    let state = State::empty(shared.identity.id().clone()).after(mesh);
+    saved::write_for(&shared.directory, material, &state).map_err(JoinError::State)?;
+    shared.identity.replace(material)?;
+    shared.publish(mesh);
+    shared.moves.send_modify(|moves| *moves += 1);
+    Ok(())
+}
+
+/// Founds a mesh of this node alone.
+fn found_anew(shared: &Shared) -> Result<(), JoinError> {
+    let _nothing_else = shared.saving.lock().unwrap_or_else(PoisonError::into_inner);
+    shared.identity.found_anew()?;
+    shared.publish(&State::empty(shared.identity.id().clone()).complete());
+    shared.moves.send_modify(|moves| *moves += 1);
+    Ok(())
+}
+
+/// Does what waits for the disk off the threads that must not.
+async fn blocking(
+    shared: &Arc<Shared>,
+    work: impl FnOnce(&Shared) -> Result<(), JoinError> + Send + 'static,
+) -> Result<(), JoinError> {
+    let shared = Arc::clone(shared);
+    match tokio::task::spawn_blocking(move || work(&shared)).await {
+        Ok(result) => result,
+        Err(_panicked) => Err(JoinError::Broken),
+    }
 }
 
 fn refuse_others(shared: &Shared, token: &Token) -> Result<(), JoinError> {
@@ -123,7 +154,7 @@ fn with_port(address: &str) -> Result<String, JoinError> {
 }
 
 /// Leaves the mesh, and founds one of its own again.
-pub(super) async fn leave(shared: &Shared) -> Result<MeshId, JoinError> {
+pub(super) async fn leave(shared: &Arc<Shared>) -> Result<MeshId, JoinError> {
     let left = shared.identity.mesh();
     if shared.keeps() {
         return Err(match shared.state.borrow().mesh.members.len() {
@@ -133,9 +164,7 @@ pub(super) async fn leave(shared: &Shared) -> Result<MeshId, JoinError> {
     }
     let own = shared.identity.id().clone();
     dismissed(shared, &own).await?;
-    shared.identity.found_anew()?;
-    shared.publish(&State::empty(own).complete());
-    shared.moves.send_modify(|moves| *moves += 1);
+    blocking(shared, found_anew).await?;
     Ok(left)
 }
 
@@ -155,9 +184,9 @@ async fn dismissed(shared: &Shared, own: &NodeId) -> Result<(), JoinError> {
 pub(super) async fn save(shared: Arc<Shared>) {
     let mut state = shared.state.subscribe();
     loop {
-        let newest = Arc::clone(&state.borrow_and_update());
-        let (directory, identity) = (shared.directory.clone(), shared.identity.clone());
-        let written = tokio::task::spawn_blocking(move || saved::write(&directory, &identity, &newest)).await;
+        state.mark_unchanged();
+        let saving = Arc::clone(&shared);
+        let written = tokio::task::spawn_blocking(move || write_newest(&saving)).await;
         match written {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
@@ -171,6 +200,13 @@ pub(super) async fn save(shared: Arc<Shared>) {
         // A burst of changes is one write.
         tokio::time::sleep(SETTLE).await;
     }
+}
+
+/// Writes the newest state there is; one that this node has left behind never comes after a newer one.
+fn write_newest(shared: &Shared) -> Result<(), FileError> {
+    let _nothing_else = shared.saving.lock().unwrap_or_else(PoisonError::into_inner);
+    let newest = Arc::clone(&shared.state.borrow());
+    saved::write(&shared.directory, &shared.identity, &newest)
 }
 
 /// How long a burst of changes may go on before it is written.

@@ -61,7 +61,10 @@ async fn found(shared: &Shared) -> Result<(), RegistryError> {
 
 async fn spread(shared: &Shared) -> Result<(), RegistryError> {
     let contents = shared.registry.contents(Consistency::Local).await?;
-    shared.publish(&complete(shared, &contents));
+    // What this node kept before it joined another mesh concerns nobody any more.
+    if shared.keeps() {
+        shared.publish(&complete(shared, &contents));
+    }
     Ok(())
 }
 

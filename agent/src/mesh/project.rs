@@ -195,7 +195,7 @@ mod tests {
             vec![own.clone()],
             vec![own.clone(), member("beta", 2, Some("192.0.2.2"))],
             vec![own.clone(), member("beta", 2, None), member("gamma", 3, None)],
-            vec![own.clone(), member("beta", 4, Some("192.0.2.2"))],
+            vec![own, member("beta", 4, Some("192.0.2.2"))],
             vec![member("alpha", 1, None), member("beta", 4, Some("192.0.2.2"))],
         ];
         let mut last = mesh(&[]);

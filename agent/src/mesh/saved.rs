@@ -177,7 +177,7 @@ mod tests {
         let identity = identity();
         assert_eq!(read(directory.path(), &identity), None, "there is none");
         write(directory.path(), &identity, &state).expect("written");
-        assert_eq!(read(directory.path(), &identity), Some(state.clone()));
+        assert_eq!(read(directory.path(), &identity), Some(state));
         assert_eq!(read(directory.path(), &self::identity()), None, "another node's key signed it");
         let text = std::fs::read_to_string(path(directory.path())).expect("there").replace("192.0.2.1", "192.0.2.9");
         std::fs::write(path(directory.path()), text).expect("touched");

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use tokio::sync::{broadcast, watch};
@@ -46,6 +46,8 @@ pub(super) struct Shared {
     pub(super) contradictions: watch::Sender<Option<String>>,
     /// What is wrong, a sentence each.
     pub(super) errors: watch::Sender<Vec<String>>,
+    /// Held while the last good state is written.
+    pub(super) saving: Mutex<()>,
     /// Changes when this node joins or leaves.
     pub(super) moves: watch::Sender<u64>,
 }

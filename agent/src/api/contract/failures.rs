@@ -46,6 +46,6 @@ pub(super) fn join(error: &JoinError) -> Status {
         | JoinError::OtherAuthority
         | JoinError::Answer(_) => Status::permission_denied(text),
         JoinError::Remote(RemoteError::Unreachable { .. }) | JoinError::NoKeeper => Status::unavailable(text),
-        JoinError::Key(_) | JoinError::Identity(_) | JoinError::State(_) => Status::internal(text),
+        JoinError::Broken | JoinError::Key(_) | JoinError::Identity(_) | JoinError::State(_) => Status::internal(text),
     }
 }
