@@ -148,7 +148,10 @@ fn roles(config: &Config) -> Roles {
     Roles {
         accounting: config.accounting.enabled,
         callers: (gateway.enabled || config.web.enabled) && gateway.caller.enabled,
-        low_port: dns_low || gateway_low || (config.web.enabled && low(config.web.listen.port())),
+        low_port: dns_low
+            || gateway_low
+            || (config.grpc.enabled && low(config.grpc.listen.port()))
+            || (config.web.enabled && low(config.web.listen.port())),
         group_socket: true,
         processes: config.supervisor.enabled,
     }

@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: three agents in three network namespaces, each the peer of the others, with traffic by name.
+//! `cargo xtask demo`: three agents in three network namespaces form a mesh by token, with traffic by name; one is killed and
+//! comes back.
 //!
 //! Everything lives in namespaces and a temporary directory behind guards: success, failure and Ctrl-C leave nothing.
 
@@ -8,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use integration_tests::agent::{PeerTable, Settings, TestAgent};
+use integration_tests::agent::{Settings, TestAgent};
 use integration_tests::netns::NetNs;
 use integration_tests::process::Process;
 use integration_tests::scenario::Scenario;
@@ -39,14 +40,18 @@ pub(crate) fn run() -> Result<()> {
 }
 
 fn show(interrupt: &Interrupt) -> Result<()> {
-    println!("\n== three hosts on one network: {} in 192.0.2.0/24, mesh 10.80.0.0/24 and fd80::/64", NODES.join(", "));
+    println!("\n== three hosts on one network: {} in 192.0.2.0/24, each a mesh of its own", NODES.join(", "));
     let scenario = Scenario::new(NODES.len())?;
-    let settings = NODES.map(Settings::new).into_iter().collect::<Result<Vec<_>>>()?;
     let mut agents = Vec::new();
     for (number, host) in scenario.hosts().iter().enumerate() {
         interrupt.check()?;
-        agents.push(TestAgent::start(host, with_peers(&settings, number))?);
-        println!("{} is ready: underlay {}, mesh 10.80.0.{}", NODES[number], Scenario::address(number), number + 1);
+        agents.push(TestAgent::start(host, Settings::new(NODES[number])?)?);
+        println!("{} is ready at {}", NODES[number], Scenario::address(number));
+    }
+    println!("\n== beta and gamma join the mesh of alpha, each with a token of its own");
+    for number in 1..NODES.len() {
+        interrupt.check()?;
+        join(&agents[0], &agents[number], NODES[number])?;
     }
     let alpha = &agents[0];
     agents.iter().try_for_each(TestAgent::wait_until_counting)?;
@@ -61,6 +66,22 @@ fn show(interrupt: &Interrupt) -> Result<()> {
         interrupt.check()?;
         show_command(alpha, words)?;
     }
+    interrupt.check()?;
+    println!("\n== alpha, who keeps the state of the mesh, is killed and comes back");
+    agents[0].kill9()?;
+    ping_by_name(scenario.host(1), resolver.path(), NODES[1], NODES[2])?;
+    agents[0].launch()?;
+    agents[0].wait_until_ready()?;
+    ping_by_name(scenario.host(0), resolver.path(), NODES[0], NODES[1])
+}
+
+/// What an operator types on both hosts.
+fn join(alpha: &TestAgent<'_>, joiner: &TestAgent<'_>, name: &str) -> Result<()> {
+    let made = alpha.cli_json(&["token", "create"])?;
+    let token = made["token"].as_str().context("no token was made")?;
+    let address = Scenario::address(0);
+    println!("alpha$ weft token create\n    weft join {address} --token {}…", token.get(..16).unwrap_or(token));
+    print!("{name}$ weft join {address} --token …\n    {}", joiner.cli_text(&["join", &address, "--token", token])?);
     Ok(())
 }
 
@@ -68,22 +89,6 @@ fn show_command(alpha: &TestAgent<'_>, words: &[&str]) -> Result<()> {
     println!("\nalpha$ weft {}", words.join(" "));
     print!("{}", alpha.cli_text(words)?);
     Ok(())
-}
-
-/// The settings of node `own` with all other nodes as peers.
-fn with_peers(settings: &[Settings], own: usize) -> Settings {
-    let addresses = [format!("10.80.0.{}/24", own + 1), format!("fd80::{}/64", own + 1)];
-    let base = settings[own].clone().addresses(&[&addresses[0], &addresses[1]]);
-    let others = settings.iter().enumerate().filter(|(number, _)| *number != own);
-    others.fold(base, |base, (number, other)| {
-        base.peer(PeerTable {
-            name: NODES[number].to_owned(),
-            public_key: other.keys().public.clone(),
-            endpoint: Some(format!("{}:51820", Scenario::address(number))),
-            allowed_ips: vec![format!("10.80.0.{}/32", number + 1), format!("fd80::{}/128", number + 1)],
-            ..PeerTable::default()
-        })
-    })
 }
 
 /// A resolv.conf that asks the agent, as `[dns] hook` would make the host's.

@@ -6,7 +6,9 @@ use std::time::SystemTime;
 
 use clap::{ArgGroup, Args, Subcommand};
 use tonic::transport::Channel;
+use weft_proto::v1::LeaveRequest;
 use weft_proto::v1::admin_client::AdminClient;
+use weft_proto::v1::node_client::NodeClient;
 use weft_proto::weft::v1 as proto;
 use weft_proto::weft::v1::local_client::LocalClient;
 use weft_proto::weft::v1::membership_client::MembershipClient;
@@ -59,6 +61,15 @@ pub(super) struct JoinArgs {
     /// A file with the token, which other users then cannot see in the list of processes
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LeaveArgs {
+    /// Another node that is to be removed, whether it runs or not
+    node: Option<String>,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -207,13 +218,29 @@ fn secret(args: &JoinArgs) -> Result<Zeroizing<String>, MeshError> {
     }
 }
 
-pub(super) async fn leave(client: &Client, json: bool) -> Result<Exit, Failure> {
+pub(super) async fn leave(client: &Client, args: &LeaveArgs) -> Result<Exit, Failure> {
+    if let Some(node) = &args.node {
+        return remove(client, node, args.json).await;
+    }
+    let json = args.json;
     let mut local = LocalClient::new(client.channel().await?);
     let left = local.leave_mesh(proto::LeaveMeshRequest {}).await.map_err(ClientError::from)?.into_inner();
     if json {
         output::print_json(&serde_json::json!({ "schema": view::SCHEMA, "mesh": left.mesh }))?;
     } else {
         output::print(&format!("left mesh {}; this node is a mesh of its own again\n", left.mesh))?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// Has the mesh remove another node.
+async fn remove(client: &Client, node: &str, json: bool) -> Result<Exit, Failure> {
+    let request = LeaveRequest { id: node.to_owned() };
+    NodeClient::new(client.channel().await?).leave(request).await.map_err(ClientError::from)?;
+    if json {
+        output::print_json(&serde_json::json!({ "schema": view::SCHEMA, "removed": node }))?;
+    } else {
+        output::print(&format!("{node} is out: its addresses are free and its certificate is refused\n"))?;
     }
     Ok(Exit::Ok)
 }
@@ -261,6 +288,7 @@ pub(super) async fn events(client: &Client, json: bool) -> Result<Exit, Failure>
     let mut membership = membership(client).await?;
     let events = membership.watch_events(proto::WatchEventsRequest {}).await.map_err(ClientError::from)?;
     let mut events = events.into_inner();
+    output::complain("waiting for events; Ctrl-C ends it\n");
     let failed = |status| ClientError::Stream(Box::new(status));
     while let Some(event) = events.message().await.map_err(failed)? {
         let at = time(event.at);

@@ -67,6 +67,12 @@ impl Token {
         Ok(Self { id: TokenId(id), secret: Secret::new(*secret), authority })
     }
 
+    /// The same secret under another name, as one who guesses would have it.
+    #[cfg(test)]
+    pub(crate) fn called(self, id: TokenId) -> Self {
+        Self { id, ..self }
+    }
+
     /// The token as it is handed to whoever is to join.
     pub fn text(&self) -> Zeroizing<String> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(BYTES));

@@ -453,3 +453,6 @@ impl Contents {
         mesh
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -86,7 +86,11 @@ async fn connect(
     }
 }
 
+/// What a failed connection means. A revoked certificate is told by TLS, after the handshake.
 fn unreachable(address: &str, error: &(dyn Error + 'static)) -> RemoteError {
+    if is_revoked(error) {
+        return RemoteError::Dismissed("the certificate of this node is revoked there".to_owned());
+    }
     RemoteError::Unreachable { address: address.to_owned(), reason: chain(error) }
 }
 
@@ -104,7 +108,7 @@ async fn over(stream: TlsStream<TcpStream>, address: &str) -> Result<Channel, Re
     endpoint.connect_with_connector(connector).await.map_err(|error| unreachable(address, &error))
 }
 
-/// What a failed call means. A revoked certificate is told by TLS, after the handshake.
+/// What a failed call means.
 fn failure(address: &str, status: &Status) -> RemoteError {
     if is_revoked(status) {
         return RemoteError::Dismissed("the certificate of this node is revoked there".to_owned());
@@ -128,12 +132,14 @@ fn failure(address: &str, status: &Status) -> RemoteError {
     }
 }
 
-fn is_revoked(status: &Status) -> bool {
-    let mut next: Option<&(dyn Error + 'static)> = Some(status);
+fn is_revoked(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
     while let Some(error) = next {
         let within = error.downcast_ref::<io::Error>().and_then(|error| error.get_ref());
         let tls = within.and_then(|error| error.downcast_ref::<rustls::Error>()).or_else(|| error.downcast_ref());
-        if matches!(tls, Some(rustls::Error::AlertReceived(AlertDescription::CertificateRevoked))) {
+        let alert = rustls::Error::AlertReceived(AlertDescription::CertificateRevoked);
+        // HTTP/2 keeps the words of what broke its connection and nothing else.
+        if tls == Some(&alert) || error.to_string().contains(&alert.to_string()) {
             return true;
         }
         next = error.source();
