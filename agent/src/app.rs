@@ -198,9 +198,7 @@ async fn serve_until_stopped(
     let store = store::start(store_inputs(&settings, &identity)?, &metrics, readiness.block("store"), domain_shutdown.stop());
     let (configured, configured_rx) = watch::channel(Arc::clone(&settings.model));
     let grpc_port = grpc.as_ref().map_or(0, |grpc| grpc.address().port());
-    let inputs = mesh::inputs(&settings, &identity, store.clone(), configured_rx, grpc_port);
-    let mesh = crate::mesh::start(inputs);
-    let _renewal = mesh::keep_valid(identity.clone(), mesh.clone());
+    let (mesh, _renewal) = mesh::start(&settings, &identity, store.clone(), configured_rx, grpc_port);
     let domains = Domains::start(settings.clone(), (configured, mesh.model()), &metrics, &readiness, &domain_shutdown)?;
 
     let (commands_tx, commands) = mpsc::channel::<Command>(COMMANDS);

@@ -1,4 +1,4 @@
-//! What the mesh is started with, and who renews the certificate of this node.
+//! Starts the mesh, and says who renews the certificate of this node.
 
 use std::sync::Arc;
 
@@ -8,21 +8,21 @@ use crate::api::contract::remote::Grpc;
 use crate::config::Settings;
 use crate::foundation::task::Task;
 use crate::identity::{Identity, renewal};
-use crate::mesh::{Handle, Inputs};
+use crate::mesh::{self, Handle, Inputs};
 use crate::model::Model;
 use crate::model::mesh::Ports;
 use crate::store;
 
-/// The inputs of the mesh; `grpc_port` is the one that is listened on, 0: none.
-pub(super) fn inputs(
+/// Starts the mesh and keeps the certificate of this node valid; `grpc_port` is the one that is listened on, 0: none.
+pub(super) fn start(
     settings: &Settings,
     identity: &Identity,
     store: store::Handle,
     configured: watch::Receiver<Arc<Model>>,
     grpc_port: u16,
-) -> Inputs {
+) -> (Handle, Task) {
     let ports = Ports { raft: 0, grpc: grpc_port, wireguard: settings.wireguard.listen_port };
-    Inputs {
+    let mesh = mesh::start(Inputs {
         identity: identity.clone(),
         store,
         remote: Arc::new(Grpc::new(identity.clone())),
@@ -31,11 +31,13 @@ pub(super) fn inputs(
         configured,
         ports,
         link: settings.wireguard.link.to_string(),
-    }
+    });
+    let renewal = keep_valid(identity.clone(), mesh.clone());
+    (mesh, renewal)
 }
 
 /// Keeps the certificate of this node valid: by itself where it may issue, else by one of the mesh that may.
-pub(super) fn keep_valid(identity: Identity, mesh: Handle) -> Task {
+fn keep_valid(identity: Identity, mesh: Handle) -> Task {
     let renew = move |_identity| {
         let mesh = mesh.clone();
         Box::pin(async move { mesh.renew().await }) as futures_util::future::BoxFuture<'static, _>
