@@ -171,6 +171,12 @@ fn workers() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(MOST_WORKERS)
 }
 
+/// Who this node is to the others; made at the first start.
+fn open_identity(settings: &Settings) -> Result<Identity, IdentityError> {
+    let directory = settings.state_dir.join("identity");
+    Identity::open(&directory, &settings.model.node.id, &settings.model.domain)
+}
+
 async fn serve_until_stopped(
     launch: Launch,
     settings: Settings,
@@ -182,8 +188,7 @@ async fn serve_until_stopped(
         true => Some(web::bind(settings.web.listen)?),
         false => None,
     };
-    let node = &settings.model.node.id;
-    let identity = Identity::open(&settings.state_dir.join("identity"), node, &settings.model.domain)?;
+    let identity = open_identity(&settings)?;
     let grpc = match settings.grpc.enabled {
         true => Some(grpc::bind(settings.grpc.listen, identity.clone())?),
         false => None,
@@ -195,7 +200,8 @@ async fn serve_until_stopped(
     let metrics = Metrics::default();
     let domain_shutdown = Shutdown::default();
     let listener_shutdown = Shutdown::default();
-    let store = store::start(store_inputs(&settings, &identity)?, &metrics, readiness.block("store"), domain_shutdown.stop());
+    let store =
+        store::start(store_inputs(&settings, &identity)?, &metrics, readiness.block("store"), domain_shutdown.stop());
     let (configured, configured_rx) = watch::channel(Arc::clone(&settings.model));
     let grpc_port = grpc.as_ref().map_or(0, |grpc| grpc.address().port());
     let (mesh, _renewal) = mesh::start(&settings, &identity, store.clone(), configured_rx, grpc_port);

@@ -30,6 +30,7 @@ async fn world(range: &str) -> World {
         directory: directory.path().join("store"),
         schemas: vec![SCHEMA],
         formation: Formation::Alone,
+        network: None,
     };
     let store = store::start(inputs, &Metrics::default(), readiness.block("store"), shutdown.stop());
     store.ready().await;
