@@ -307,24 +307,8 @@ enum ClientCommand {
     /// Ask the mesh's name server
     #[command(subcommand)]
     Dns(DnsCommand),
-    /// Make, show and end the tokens that let nodes join
-    #[command(subcommand)]
-    Token(mesh::TokenCommand),
-    /// Join the mesh of another node
-    ///
-    /// This node's addresses, peers and names then come from that mesh. Peers of weft.toml stay.
-    #[command(after_help = "Example:\n  sudo weft join 192.0.2.1 --token-file ./token")]
-    Join(mesh::JoinArgs),
-    /// Leave the mesh and be one of this node alone again, or remove another node
-    #[command(
-        after_help = "Examples:\n  sudo weft leave           this node leaves\n  sudo weft leave beta      beta is removed, whether it runs or not"
-    )]
-    Leave(mesh::LeaveArgs),
-    /// Decide which nodes may vote in the mesh
-    #[command(subcommand)]
-    Acl(mesh::AclCommand),
-    /// Say what happens in the mesh, until Ctrl-C
-    Events(JsonArgs),
+    #[command(flatten)]
+    Mesh(mesh::MeshCommand),
     /// Make certificates for operators and tools
     #[command(subcommand)]
     Cert(cert::CertCommand),
@@ -575,11 +559,7 @@ fn dispatch(target: &Target, command: &ClientCommand, daemon: Daemon) -> Result<
         ClientCommand::Config(ConfigCommand::Check { file }) => config::check(target, file.as_deref()),
         ClientCommand::Import(ImportCommand::WgQuick(args)) => wg_quick::run(args),
         ClientCommand::Dns(DnsCommand::Query(args)) => block_on(async { dns::run(target, args).await }),
-        ClientCommand::Token(command) => block_on(async { mesh::token(&target.client()?, command).await }),
-        ClientCommand::Join(args) => block_on(async { mesh::join(&target.client()?, args).await }),
-        ClientCommand::Leave(args) => block_on(async { mesh::leave(&target.client()?, args).await }),
-        ClientCommand::Acl(command) => block_on(async { mesh::acl(&target.client()?, command).await }),
-        ClientCommand::Events(args) => block_on(async { mesh::events(&target.client()?, args.json).await }),
+        ClientCommand::Mesh(command) => block_on(async { mesh::run(&target.client()?, command).await }),
         ClientCommand::Cert(command) => block_on(async { cert::run(&target.client()?, command).await }),
         ClientCommand::Store(command) => block_on(async { store::run(target, command).await }),
         ClientCommand::Completions { shell } => completions(*shell),

@@ -17,10 +17,32 @@ use zeroize::Zeroizing;
 
 use super::client::{Client, ClientError};
 use super::output::{self, Align, Style, Table};
-use super::{Exit, Failure};
+use super::{Exit, Failure, JsonArgs};
 use crate::api::view;
 use crate::foundation::rfc3339;
 use crate::sys::file::{self, FileError};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum MeshCommand {
+    /// Make, show and end the tokens that let nodes join
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Join the mesh of another node
+    ///
+    /// This node's addresses, peers and names then come from that mesh. Peers of weft.toml stay.
+    #[command(after_help = "Example:\n  sudo weft join 192.0.2.1 --token-file ./token")]
+    Join(JoinArgs),
+    /// Leave the mesh and be one of this node alone again, or remove another node
+    #[command(
+        after_help = "Examples:\n  sudo weft leave           this node leaves\n  sudo weft leave beta      beta is removed, whether it runs or not"
+    )]
+    Leave(LeaveArgs),
+    /// Decide which nodes may vote in the mesh
+    #[command(subcommand)]
+    Acl(AclCommand),
+    /// Say what happens in the mesh, until Ctrl-C
+    Events(JsonArgs),
+}
 
 #[derive(Debug, Subcommand)]
 pub(super) enum TokenCommand {
@@ -123,7 +145,17 @@ async fn membership(client: &Client) -> Result<MembershipClient<Channel>, Client
     Ok(MembershipClient::new(client.channel().await?))
 }
 
-pub(super) async fn token(client: &Client, command: &TokenCommand) -> Result<Exit, Failure> {
+pub(super) async fn run(client: &Client, command: &MeshCommand) -> Result<Exit, Failure> {
+    match command {
+        MeshCommand::Token(command) => token(client, command).await,
+        MeshCommand::Join(args) => join(client, args).await,
+        MeshCommand::Leave(args) => leave(client, args).await,
+        MeshCommand::Acl(command) => acl(client, command).await,
+        MeshCommand::Events(args) => events(client, args.json).await,
+    }
+}
+
+async fn token(client: &Client, command: &TokenCommand) -> Result<Exit, Failure> {
     match command {
         TokenCommand::Create(args) => create_token(client, args).await,
         TokenCommand::List { json } => list_tokens(client, *json).await,
@@ -180,7 +212,7 @@ fn time(time: Option<prost_types::Timestamp>) -> String {
     time.and_then(|time| SystemTime::try_from(time).ok()).map(rfc3339::format).unwrap_or_default()
 }
 
-pub(super) async fn join(client: &Client, args: &JoinArgs) -> Result<Exit, Failure> {
+async fn join(client: &Client, args: &JoinArgs) -> Result<Exit, Failure> {
     let token = secret(args)?;
     let request = proto::JoinMeshRequest { address: args.address.clone(), token: token.trim().to_owned() };
     let mut local = LocalClient::new(client.channel().await?);
@@ -218,7 +250,7 @@ fn secret(args: &JoinArgs) -> Result<Zeroizing<String>, MeshError> {
     }
 }
 
-pub(super) async fn leave(client: &Client, args: &LeaveArgs) -> Result<Exit, Failure> {
+async fn leave(client: &Client, args: &LeaveArgs) -> Result<Exit, Failure> {
     if let Some(node) = &args.node {
         return remove(client, node, args.json).await;
     }
@@ -245,7 +277,7 @@ async fn remove(client: &Client, node: &str, json: bool) -> Result<Exit, Failure
     Ok(Exit::Ok)
 }
 
-pub(super) async fn acl(client: &Client, command: &AclCommand) -> Result<Exit, Failure> {
+async fn acl(client: &Client, command: &AclCommand) -> Result<Exit, Failure> {
     let mut admin = AdminClient::new(client.channel().await?);
     match command {
         AclCommand::List { json } => {
@@ -284,7 +316,7 @@ fn list_acls(items: &[RaftAcl], json: bool) -> std::io::Result<()> {
     output::print(&table.render(Style::of_stdout()))
 }
 
-pub(super) async fn events(client: &Client, json: bool) -> Result<Exit, Failure> {
+async fn events(client: &Client, json: bool) -> Result<Exit, Failure> {
     let mut membership = membership(client).await?;
     let events = membership.watch_events(proto::WatchEventsRequest {}).await.map_err(ClientError::from)?;
     let mut events = events.into_inner();
