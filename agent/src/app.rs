@@ -217,6 +217,7 @@ async fn serve_until_stopped(
         agent: Arc::new(ForMethods { commands: commands_tx.clone(), figures: figures.clone() }),
         state_dir: settings.state_dir.clone(),
         history,
+        process: domains.process.handle.clone(),
         ip_table: settings.gateway.ip_table.clone(),
         store: store.clone(),
     })?;

@@ -134,6 +134,8 @@ enum Failure {
     Cert(#[from] cert::CertError),
     #[error(transparent)]
     Store(#[from] store::StoreCommandError),
+    #[error(transparent)]
+    Definitions(#[from] process::FileError),
     #[error("{0}")]
     Usage(String),
     #[error("the log keeper ended")]
@@ -159,6 +161,7 @@ impl Failure {
             | Self::Cert(_)
             | Self::LogKeeper(_)
             | Self::Mesh(_)
+            | Self::Definitions(_)
             | Self::Import(_)
             | Self::Store(_) => Exit::Failed,
         };
@@ -366,6 +369,15 @@ enum ImportCommand {
     #[command(after_help = "Examples:\n  sudo weft import wg-quick /etc/wireguard/wg0.conf\n  \
                             weft import wg-quick wg0.conf --output ./weft && weft config check ./weft/weft.toml")]
     WgQuick(ImportArgs),
+    /// Print [process.NAME] tables that mean the same as an ecosystem file of PM2
+    ///
+    /// What means nothing here is named on standard error; a key that nobody knows is refused. A *.config.js file is evaluated
+    /// by Node.js.
+    #[command(
+        after_help = "Examples:\n  weft import pm2 ecosystem.config.js >> /etc/weft/weft.toml && weft reload\n  \
+                            weft import pm2 apps.yaml --output processes.toml"
+    )]
+    Pm2(process::ImportArgs),
 }
 
 #[derive(Debug, Args)]
@@ -558,6 +570,7 @@ fn dispatch(target: &Target, command: &ClientCommand, daemon: Daemon) -> Result<
         ClientCommand::Save(args) => block_on(async { process::save(&target.client()?, args.json).await }),
         ClientCommand::Config(ConfigCommand::Check { file }) => config::check(target, file.as_deref()),
         ClientCommand::Import(ImportCommand::WgQuick(args)) => wg_quick::run(args),
+        ClientCommand::Import(ImportCommand::Pm2(args)) => process::import(args),
         ClientCommand::Dns(DnsCommand::Query(args)) => block_on(async { dns::run(target, args).await }),
         ClientCommand::Mesh(command) => block_on(async { mesh::run(&target.client()?, command).await }),
         ClientCommand::Cert(command) => block_on(async { cert::run(&target.client()?, command).await }),

@@ -15,6 +15,7 @@
 //! | [`signer`] | signed URLs |
 //! | [`lambda`] | functions that a connected client answers |
 //! | [`tail`] | what a reader of the log asks for |
+//! | `service` | the supervised processes |
 //! | [`ipinfo`] | what a local table knows about an address |
 //! | [`kv`] | values by key, on the replicated store |
 //!
@@ -33,6 +34,7 @@ pub mod lambda;
 pub mod tail;
 pub mod ipinfo;
 pub mod kv;
+mod service;
 mod node;
 mod peers;
 
@@ -47,6 +49,7 @@ use tokio::sync::watch;
 use crate::foundation::id::NodeId;
 use crate::foundation::telemetry::History;
 use crate::model::Model;
+use crate::process::handle::Handle as Processes;
 use crate::store;
 use crate::wireguard::status::PeerFigures;
 use call::{Call, Outcome, Reply};
@@ -73,6 +76,8 @@ pub struct Inputs {
     pub agent: Arc<dyn Agent>,
     /// Where the signing key lives.
     pub state_dir: PathBuf,
+    /// The supervised processes.
+    pub process: Processes,
     /// The log of this agent.
     pub history: History,
     /// A table of address ranges in the iptoasn format.
@@ -94,6 +99,7 @@ pub enum Pm3Error {
 pub struct Pm3 {
     model: watch::Receiver<Arc<Model>>,
     agent: Arc<dyn Agent>,
+    process: Processes,
     table: Table,
     ping: Bytes,
     version: Bytes,
@@ -132,6 +138,7 @@ impl Pm3 {
             lambdas: Arc::new(Lambdas::new(machine)),
             model: inputs.model,
             agent: inputs.agent,
+            process: inputs.process,
             table: Table::new(),
             sessions: Sessions::default(),
             history: inputs.history,

@@ -7,6 +7,8 @@
 //! | [`spec`] | a definition that was checked (pure) |
 //! | [`config`] | `[supervisor]` and `[process.NAME]` |
 //! | [`view`] | what is published |
+//! | [`health`] | what health checks say, and what follows (pure); the checks |
+//! | [`ecosystem`] | files of definitions, PMDaemon's and PM2's (pure) |
 //! | [`machine`] | the life of one instance (pure) |
 //! | [`platform`] | the host: cgroups, pidfds, spawning |
 //! | [`logs`] | what processes write |
@@ -20,7 +22,9 @@
 
 pub mod quantity;
 pub mod definition;
+pub mod health;
 pub mod spec;
+pub mod ecosystem;
 pub mod config;
 pub mod view;
 pub mod machine;

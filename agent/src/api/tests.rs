@@ -53,6 +53,7 @@ impl Fixture {
             agent: Arc::new(ForMethods { commands: commands_tx.clone(), figures: reader }),
             state_dir: state.path().to_owned(),
             history: crate::foundation::telemetry::History::default(),
+            process: Processes::disabled("this is a test"),
             ip_table: None,
             store: store::Handle::absent(),
         });

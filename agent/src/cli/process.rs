@@ -1,6 +1,7 @@
 //! Processes: `ps`, `start`, `stop`, `restart`, `reload NAME`, `scale`, `delete`, `describe`, `logs`, `save`, `reset`.
 
 mod args;
+mod files;
 mod logs;
 mod show;
 mod start;
@@ -15,8 +16,9 @@ use crate::api::process::List;
 use crate::process::logs::keeper;
 
 pub(super) use args::{
-    DeleteArgs, LogsArgs, NameArgs, NamesArgs, PsArgs, ReloadArgs, RestartArgs, ScaleArgs, StartArgs,
+    DeleteArgs, ImportArgs, LogsArgs, NameArgs, NamesArgs, PsArgs, ReloadArgs, RestartArgs, ScaleArgs, StartArgs,
 };
+pub(super) use files::{FileError, import};
 pub(super) use logs::run as logs;
 pub(super) use start::run as start;
 

@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use super::call::{Call, Outcome, Verb};
 use super::failure::{Failure, Kind};
 use super::params::{Field, FieldKind, decode_path};
-use super::{Pm3, ipinfo, kv, lambda, node, peers, signer};
+use super::{Pm3, ipinfo, kv, lambda, node, peers, service, signer};
 
 /// One method.
 #[derive(Debug)]
@@ -90,6 +90,17 @@ static METHODS: &[Method] = &[
     change("/reload", Takes::Nothing, Handler::Later(node::reload)),
     change("/shutdown", Takes::Nothing, Handler::Later(node::shutdown)),
     change("/sign", Takes::Fields(signer::FIELDS), Handler::Now(signer::sign)),
+    look("/service", Takes::Nothing, Handler::Now(service::list)),
+    look("/service/health", Takes::Nothing, Handler::Now(service::health)),
+    look("/service/health/{service}", Takes::Nothing, Handler::Now(service::health)),
+    look("/service/metrics", Takes::Nothing, Handler::Now(service::metrics)),
+    look("/service/metrics/{service}", Takes::Nothing, Handler::Now(service::metrics)),
+    look("/service/info", Takes::Nothing, Handler::Now(service::metrics)),
+    look("/service/info/{service}", Takes::Nothing, Handler::Now(service::metrics)),
+    change("/service/restart", Takes::Nothing, Handler::Later(service::restart)),
+    change("/service/restart/{service}", Takes::Nothing, Handler::Later(service::restart)),
+    change("/service/stop", Takes::Nothing, Handler::Later(service::stop)),
+    change("/service/stop/{service}", Takes::Nothing, Handler::Later(service::stop)),
     look("/lambda", Takes::Nothing, Handler::Now(lambda::list)),
     only(Verb::Get, "/kv", Takes::Fields(kv::LIST), Handler::Later(kv::list)),
     only(Verb::Get, "/kv/{key}", Takes::Nothing, Handler::Later(kv::get)),

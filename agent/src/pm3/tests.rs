@@ -33,6 +33,7 @@ pub(super) fn pm3_over(directory: &std::path::Path, store: store::Handle) -> Arc
         agent: Arc::new(FakeAgent),
         state_dir: directory.to_owned(),
         history: History::default(),
+        process: crate::process::handle::Handle::disabled("this is a test"),
         ip_table: None,
         store,
     };

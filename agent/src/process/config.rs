@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::definition::Definition;
 use super::quantity::{Size, Span};
-use super::spec::{Spec, SpecError};
+use super::spec::{Spec, SpecError, cycle};
 
 /// `[supervisor]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -50,6 +50,8 @@ pub enum ConfigError {
     Name { name: String, given: String },
     #[error("{first:?} and {second:?} both have an instance named {instance:?}; rename one")]
     Clash { first: String, second: String, instance: String },
+    #[error("depends_on goes in a circle: {}", .0.join(" waits for "))]
+    Circle(Vec<String>),
 }
 
 impl Config {
@@ -88,7 +90,14 @@ pub fn check_processes(processes: &BTreeMap<String, Definition>) -> Result<Vec<S
         }
         specs.push(spec);
     }
-    Ok(specs)
+    let waits = |name: &str| {
+        let spec = specs.iter().find(|spec| spec.definition.name == name);
+        spec.map(|spec| spec.definition.depends_on.iter().map(String::as_str).collect()).unwrap_or_default()
+    };
+    match specs.iter().find_map(|spec| cycle(waits, &spec.definition.name)) {
+        Some(circle) => Err(ConfigError::Circle(circle.into_iter().map(str::to_owned).collect())),
+        None => Ok(specs),
+    }
 }
 
 /// What `instances = "max"` stands for on this host.
@@ -112,6 +121,12 @@ mod tests {
             check("[web]\nname = 'other'\nscript = 'x'\n").is_err_and(|error| error.contains("leave the key away"))
         );
         assert!(check("[web]\nscript = ''\n").is_err_and(|error| error.contains("[process.web]")));
+    }
+
+    #[test]
+    fn a_circle_is_shown() {
+        let text = "[a]\nscript = 'x'\ndepends_on = ['b']\n[b]\nscript = 'x'\ndepends_on = ['a']\n";
+        assert_eq!(check(text), Err("depends_on goes in a circle: a waits for b waits for a".to_owned()));
     }
 
     #[test]

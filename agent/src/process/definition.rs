@@ -3,11 +3,14 @@
 //! The keys are PMDaemon's; its documents and PM2's call some of them by two names, which are aliases here. A key that is not
 //! known is refused by name. [`Definition::validate`] turns one into a [`Spec`], which cannot be wrong in itself.
 
+pub mod health;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use self::health::HealthCheck;
 use super::quantity::{Count, Ports, Size, Span, Words};
 
 /// One process, as written.
@@ -80,6 +83,20 @@ pub struct Definition {
     pub group: Option<String>,
     #[serde(default, skip_serializing_if = "is_default")]
     pub limits: Limits,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub isolation: Isolation,
+    /// It is online once it is healthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+    /// It is started once all instances of these are online, or have ended well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub depends_on: Vec<String>,
+    /// Run before each start, with its rights and environment; if it fails, that is a failed start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pre_start: Option<String>,
+    /// Run after each end, when nothing of the process is left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub post_stop: Option<String>,
     #[serde(default, alias = "out_log", skip_serializing_if = "Option::is_none")]
     pub out_file: Option<PathBuf>,
     #[serde(default, alias = "err_file", alias = "err_log", skip_serializing_if = "Option::is_none")]
@@ -166,6 +183,18 @@ pub struct Limits {
     pub open_files: Option<u64>,
 }
 
+/// What a process may not do.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Isolation {
+    /// Neither it nor its children gain privileges by running a program (`PR_SET_NO_NEW_PRIVS`).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub no_new_privileges: bool,
+    /// The capabilities that it may hold, like `["CAP_NET_BIND_SERVICE"]`; absent: all that its user has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Vec<String>>,
+}
+
 /// Processors in thousandths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "f64", into = "f64")]
@@ -218,6 +247,11 @@ impl Definition {
             user: None,
             group: None,
             limits: Limits::default(),
+            isolation: Isolation::default(),
+            health_check: None,
+            depends_on: Vec::new(),
+            pre_start: None,
+            post_stop: None,
             out_file: None,
             error_file: None,
         }

@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::definition::Definition;
+use super::spec::Spec;
 use super::view::{Exit, Status};
 
 /// A run this long begins the back-off anew.
@@ -96,7 +96,8 @@ pub struct Policy {
 
 impl Policy {
     /// The policy a definition asks for.
-    pub fn of(definition: &Definition) -> Self {
+    pub fn of(spec: &Spec) -> Self {
+        let definition = &spec.definition;
         Self {
             autorestart: definition.autorestart,
             max_restarts: definition.max_restarts,
@@ -106,7 +107,7 @@ impl Policy {
             first_delay: definition.exp_backoff_restart_delay.0,
             stop_exit_codes: definition.stop_exit_codes.clone(),
             kill_timeout: definition.kill_timeout.0,
-            waits_for_ready: false,
+            waits_for_ready: spec.check.is_some(),
         }
     }
 }
@@ -178,6 +179,11 @@ impl Machine {
         self.restarts = 0;
         self.recent.clear();
         self.streak = 0;
+    }
+
+    /// Whether something else than a start is wished for while one is under way.
+    pub fn has_wish(&self) -> bool {
+        self.wish.is_some()
     }
 
     /// When [`Input::Tick`] is due.

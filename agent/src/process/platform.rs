@@ -5,6 +5,7 @@ pub mod fake;
 pub mod linux;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,15 @@ pub struct Launch {
     pub log_name: Arc<str>,
     pub place: Place,
     pub record: Record,
+}
+
+/// Why a command is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// What it writes is not kept.
+    Check,
+    /// What it writes goes into the logs of the process.
+    Hook,
 }
 
 /// Which life of which instance; its cgroup is `NAME@INDEX.GENERATION`.
@@ -104,6 +114,15 @@ pub trait Platform: Send + Sync + 'static {
 
     /// Kills everything in the cgroup, waits until nothing is left and takes the cgroup away.
     fn sweep(&self, place: Place) -> impl Future<Output = ()> + Send;
+
+    /// Runs a command of the process beside it, with its rights and environment, to its end; an end that is not good says why.
+    fn run(
+        &self,
+        launch: Launch,
+        command: &str,
+        purpose: Purpose,
+        limit: Duration,
+    ) -> impl Future<Output = Result<(), String>> + Send;
 
     /// Nothing will be written under this name any more: what is left is written, then nobody waits for more.
     fn retire(&self, log_name: &str) -> impl Future<Output = ()> + Send;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::definition::Definition;
-use super::quantity::{Count, Ports};
+use super::health::Check;
+use super::quantity::{self, Count, Ports};
 
 /// The longest name; it is part of file and cgroup names.
 const NAME_BYTES: usize = 64;
@@ -16,6 +17,29 @@ pub struct Spec {
     pub definition: Arc<Definition>,
     /// How many instances there are to be.
     pub instances: u32,
+    pub check: Option<Check>,
+}
+
+/// The processes of which each waits for the next, if any of `specs` waits for itself in the end.
+pub fn cycle<'a>(waits: impl Fn(&str) -> Vec<&'a str>, from: &'a str) -> Option<Vec<&'a str>> {
+    let mut path = vec![from];
+    let mut seen = std::collections::BTreeSet::new();
+    fn walk<'a>(
+        waits: &impl Fn(&str) -> Vec<&'a str>,
+        from: &'a str,
+        path: &mut Vec<&'a str>,
+        seen: &mut std::collections::BTreeSet<&'a str>,
+    ) -> bool {
+        for next in waits(path.last().copied().unwrap_or(from)) {
+            path.push(next);
+            if next == from || (seen.insert(next) && walk(waits, from, path, seen)) {
+                return true;
+            }
+            path.pop();
+        }
+        false
+    }
+    walk(&waits, from, &mut path, &mut seen).then_some(path)
 }
 
 /// Why a definition cannot be used.
@@ -78,7 +102,39 @@ impl Definition {
                 "several instances cannot share one log file; leave out_file and error_file away",
             );
         }
-        Ok(Spec { definition: Arc::new(self), instances })
+        let check = match &self.health_check {
+            Some(written) => Check::of(written).or_else(|why| refuse("health_check", why))?,
+            None => None,
+        };
+        self.check_names_and_commands()?;
+        Ok(Spec { definition: Arc::new(self), instances, check })
+    }
+
+    fn check_names_and_commands(&self) -> Result<(), SpecError> {
+        for other in &self.depends_on {
+            check_name("depends_on", other)?;
+            if *other == self.name {
+                return refuse("depends_on", "a process cannot wait for itself");
+            }
+        }
+        for (key, command) in [("pre_start", &self.pre_start), ("post_stop", &self.post_stop)] {
+            let words = command.as_deref().map(quantity::split).transpose();
+            if words.or_else(|why| refuse(key, why))?.is_some_and(|words| words.is_empty()) {
+                return refuse(key, "it is empty; leave it away");
+            }
+        }
+        let capabilities = self.isolation.capabilities.iter().flatten();
+        let is_root = self.user.as_deref().is_none_or(|user| matches!(user, "root" | "0"));
+        if !is_root && self.isolation.capabilities.is_some() {
+            let why = "a process of another user than root holds none; leave capabilities or user away";
+            return refuse("isolation.capabilities", why);
+        }
+        match capabilities.into_iter().find(|name| name.parse::<caps::Capability>().is_err()) {
+            Some(name) => {
+                refuse("isolation.capabilities", format!("{name:?} is no capability like CAP_NET_BIND_SERVICE"))
+            }
+            None => Ok(()),
+        }
     }
 
     fn check_ports(&self, instances: u32) -> Result<(), SpecError> {
@@ -167,6 +223,30 @@ mod tests {
             check(|definition| definition.kill_timeout = Span::millis(0)).expect("valid").instance_name(0),
             "web"
         );
+    }
+
+    #[test]
+    fn a_circle_of_waiting_is_found() {
+        let waits = |name: &str| match name {
+            "a" => vec!["b", "c"],
+            "c" => vec!["d"],
+            "d" => vec!["b", "a"],
+            _ => Vec::new(),
+        };
+        assert_eq!(cycle(waits, "a"), Some(vec!["a", "c", "d", "a"]));
+        assert_eq!(cycle(waits, "b"), None);
+    }
+
+    #[test]
+    fn wrong_dependencies_hooks_and_capabilities_are_refused() {
+        let refused = |change: fn(&mut Definition), expected: &str| {
+            assert!(check(change).is_err_and(|error| error.contains(expected)), "{expected}");
+        };
+        refused(|definition| definition.depends_on = vec!["web".to_owned()], "itself");
+        refused(|definition| definition.depends_on = vec!["a/b".to_owned()], "depends_on");
+        refused(|definition| definition.pre_start = Some(String::new()), "pre_start");
+        refused(|definition| definition.post_stop = Some("a 'b".to_owned()), "quote");
+        refused(|definition| definition.isolation.capabilities = Some(vec!["CAP_X".to_owned()]), "CAP_X");
     }
 
     #[test]

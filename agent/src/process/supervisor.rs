@@ -7,7 +7,9 @@
 
 mod adopt;
 mod configure;
+mod depend;
 mod instance;
+mod probing;
 mod publish;
 mod requests;
 mod rollout;
@@ -17,7 +19,7 @@ mod saved;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
@@ -26,10 +28,11 @@ use tokio::sync::{broadcast, mpsc, watch};
 
 use super::definition::Definition;
 use super::handle::{Reply, Request, Watchers};
+use super::health::Monitor;
 use super::machine::{Action, Input};
 use super::metrics::Metrics;
 use super::platform::linux::LogPolicy;
-use super::platform::{Found, Launch, Platform, StartError, Usage};
+use super::platform::{Found, Launch, Platform, Purpose, StartError, Usage};
 use super::spec::Spec;
 use super::view::{Event, Exit, Snapshot};
 use crate::foundation::lifecycle::{Blocker, Stop};
@@ -41,6 +44,8 @@ use saved::Store;
 const MOST_INSTANCES: usize = 5000;
 /// Inputs that are worked off before the snapshot is renewed.
 const BATCH: usize = 256;
+/// How long `pre_start` and `post_stop` may take.
+const HOOK_LIMIT: Duration = Duration::from_secs(60);
 
 /// What the supervisor starts with.
 pub(super) struct Inputs<P> {
@@ -61,6 +66,8 @@ enum Done<C> {
     Spawned(u32, u64, Result<C, StartError>),
     Ended(u32, u64, Exit),
     Swept(u32, u64),
+    /// A health check has ended.
+    Probed(u32, u64, Result<(), String>),
     /// A cgroup that belongs to nobody was cleared.
     Cleared,
     Sampled(Vec<(u32, u64, Option<Usage>)>, Instant),
@@ -198,6 +205,7 @@ impl<P: Platform> Supervisor<P> {
                     self.feed(id, Input::Swept, now);
                 }
             }
+            Done::Probed(id, generation, result) => self.on_probed(id, generation, result, now),
             Done::Cleared => {}
             Done::Sampled(usages, at) => self.on_sampled(usages, at, now),
             Done::Saved(version, result) => self.on_saved(version, result),
@@ -210,13 +218,25 @@ impl<P: Platform> Supervisor<P> {
                 break;
             }
             self.timers.pop_first();
-            if let Some(instance) = self.instances.get_mut(&id) {
-                instance.timer = None;
-            }
-            self.feed(id, Input::Tick, now);
+            self.on_due(id, now);
         }
         if self.sampling_deadline().is_some_and(|at| at <= now) {
             self.sample(now);
+        }
+    }
+
+    fn on_due(&mut self, id: u32, now: Instant) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        instance.timer = None;
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if is_due(instance.monitor.as_ref().and_then(Monitor::due)) {
+            self.probe(id);
+        }
+        let Some(instance) = self.instances.get(&id) else { return };
+        if is_due(instance.machine.deadline()) {
+            self.feed(id, Input::Tick, now);
+        } else {
+            self.set_timer(id);
         }
     }
 
@@ -241,13 +261,17 @@ impl<P: Platform> Supervisor<P> {
             None => {}
         }
         self.set_timer(id);
+        self.let_go(id, now);
+        if before != after {
+            self.release_held(now);
+        }
         self.remove_if_due(id);
         self.advance_rollout(id, now);
     }
 
     fn set_timer(&mut self, id: u32) {
         let Some(instance) = self.instances.get_mut(&id) else { return };
-        let wanted = instance.machine.deadline();
+        let wanted = instance.due();
         if instance.timer == wanted {
             return;
         }
@@ -261,6 +285,9 @@ impl<P: Platform> Supervisor<P> {
     }
 
     fn spawn(&mut self, id: u32, now: Instant) {
+        if self.hold(id) {
+            return;
+        }
         let used: BTreeSet<u16> = self
             .instances
             .iter()
@@ -276,15 +303,19 @@ impl<P: Platform> Supervisor<P> {
         };
         instance.begin(port, process.fingerprint);
         let generation = instance.generation;
-        let launch = Launch {
-            definition,
-            name: Arc::clone(&instance.name),
-            log_name: Arc::clone(&instance.log_name),
-            place: instance.place(),
-            record: instance.record(),
-        };
+        let launch = launch(instance, definition);
         let platform = Arc::clone(&self.platform);
-        self.pending.push(Box::pin(async move { Done::Spawned(id, generation, platform.spawn(launch).await) }));
+        self.pending.push(Box::pin(async move {
+            let hook = launch.definition.pre_start.clone();
+            if let Some(command) = hook {
+                if let Err(why) = platform.run(launch.clone(), &command, Purpose::Hook, HOOK_LIMIT).await {
+                    let error = StartError { why: format!("pre_start: {why}"), permanent: false };
+                    platform.sweep(launch.place).await;
+                    return Done::Spawned(id, generation, Err(error));
+                }
+            }
+            Done::Spawned(id, generation, platform.spawn(launch).await)
+        }));
     }
 
     fn on_spawned(&mut self, id: u32, generation: u64, result: Result<P::Child, StartError>, now: Instant) {
@@ -294,7 +325,7 @@ impl<P: Platform> Supervisor<P> {
         match result {
             Ok(child) => {
                 self.metrics.started.inc();
-                self.run_child(id, child, SystemTime::now(), now);
+                self.run_child(id, child, SystemTime::now(), false, now);
                 self.announce(id, super::view::What::Started);
                 self.feed(id, Input::Spawned, now);
             }
@@ -303,9 +334,14 @@ impl<P: Platform> Supervisor<P> {
     }
 
     /// Notes the process and waits for its end.
-    fn run_child(&mut self, id: u32, child: P::Child, started: SystemTime, now: Instant) {
+    fn run_child(&mut self, id: u32, child: P::Child, started: SystemTime, adopted: bool, now: Instant) {
         let Some(instance) = self.instances.get_mut(&id) else { return };
         let generation = instance.generation;
+        if let Some(check) = self.processes.get(&instance.process).and_then(|process| process.spec.check.clone()) {
+            let monitor = Monitor::new(check, instance.port, &instance.health, adopted, now);
+            instance.health = monitor.view.clone();
+            instance.monitor = Some(monitor);
+        }
         instance.run(self.platform.pid(&child), child.clone(), started, now);
         let platform = Arc::clone(&self.platform);
         self.pending.push(Box::pin(async move { Done::Ended(id, generation, platform.ended(child).await) }));
@@ -340,10 +376,18 @@ impl<P: Platform> Supervisor<P> {
 
     fn sweep(&mut self, id: u32) {
         let Some(instance) = self.instances.get(&id) else { return };
-        let (place, generation) = (instance.place(), instance.generation);
+        let Some(process) = self.processes.get(&instance.process) else { return };
+        let (launch, generation) = (launch(instance, Arc::clone(&process.spec.definition)), instance.generation);
         let platform = Arc::clone(&self.platform);
         self.pending.push(Box::pin(async move {
-            platform.sweep(place).await;
+            platform.sweep(launch.place.clone()).await;
+            let (hook, place) = (launch.definition.post_stop.clone(), launch.place.clone());
+            if let Some(command) = hook {
+                if let Err(why) = platform.run(launch, &command, Purpose::Hook, HOOK_LIMIT).await {
+                    tracing::warn!(place = %place.cgroup(), why, "post_stop did not end well");
+                }
+                platform.sweep(place).await;
+            }
             Done::Swept(id, generation)
         }));
     }
@@ -360,6 +404,16 @@ impl<P: Platform> Supervisor<P> {
 /// The runtime's clock, which a test may stop.
 fn clock() -> Instant {
     tokio::time::Instant::now().into_std()
+}
+
+fn launch<C>(instance: &Instance<C>, definition: Arc<Definition>) -> Launch {
+    Launch {
+        definition,
+        name: Arc::clone(&instance.name),
+        log_name: Arc::clone(&instance.log_name),
+        place: instance.place(),
+        record: instance.record(),
+    }
 }
 
 /// The port of an instance: the first of its own that nobody has.

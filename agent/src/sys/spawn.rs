@@ -298,6 +298,8 @@ unsafe fn prepare(plan: &Plan) -> usize {
                 return 4;
             }
         }
+        // Not what the service manager chose for the agent's own files.
+        libc::syscall(libc::SYS_umask, 0o022);
         if plan.has_capabilities && !limit_capabilities(plan.capabilities) {
             return 5;
         }

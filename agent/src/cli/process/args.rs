@@ -122,8 +122,21 @@ pub(in crate::cli) struct LogsArgs {
 }
 
 #[derive(Debug, Args)]
+pub(in crate::cli) struct ImportArgs {
+    /// ecosystem.config.js, or an ecosystem file in JSON, YAML or TOML
+    pub(super) file: PathBuf,
+    /// env_NAME over env
+    #[arg(long, value_name = "NAME")]
+    pub(super) env_profile: Option<String>,
+    /// Where the tables are written [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 pub(in crate::cli) struct StartArgs {
-    /// A program, a script, a line in quotes, or what was defined before: an id, a name, namespace:NAME, all
+    /// A program, a script, a line in quotes, a file of definitions (.json, .yaml, .toml, *.config.js), or what was defined
+    /// before: an id, a name, namespace:NAME, all
     pub(super) script: String,
     /// Its arguments
     #[arg(last = true)]
@@ -170,6 +183,15 @@ pub(in crate::cli) struct StartArgs {
     /// How long it may take to end, like 5s, before it is killed
     #[arg(long, value_name = "TIME")]
     pub(super) kill_timeout: Option<String>,
+    /// Of a file of definitions: env_NAME over env
+    #[arg(long, value_name = "NAME")]
+    pub(super) env_profile: Option<String>,
+    /// Of a file of definitions: only these, separated by commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub(super) only: Vec<String>,
+    /// Ask http://… for its health: it is online once that answers 2xx; {port} stands for its port
+    #[arg(long, value_name = "URL")]
+    pub(super) health_check_url: Option<String>,
     /// Do not wait until it is online
     #[arg(long)]
     pub(super) no_wait: bool,
@@ -187,6 +209,7 @@ impl StartArgs {
             || !(self.arguments.is_empty() && self.env.is_empty())
             || self.cwd.is_some()
             || self.env_file.is_some()
+            || self.health_check_url.is_some()
             || self.max_memory.is_some()
             || self.kill_timeout.is_some()
             || self.max_restarts.is_some()

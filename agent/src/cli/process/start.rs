@@ -7,11 +7,12 @@ use axum::http::Method;
 use serde_json::{Map, Value, json};
 
 use super::args::StartArgs;
-use super::{finish, is_missing, path};
+use super::{files, finish, is_missing, path};
 use crate::api::process::List;
-use crate::cli::client::Client;
+use crate::cli::client::{Client, ClientError};
 use crate::cli::output;
 use crate::cli::{Exit, Failure};
+use crate::process::definition::Scalar;
 
 /// How long a start is waited for; a process that takes longer goes on starting.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -20,12 +21,48 @@ const POLL: Duration = Duration::from_millis(30);
 const QUIET: Duration = Duration::from_secs(1);
 
 pub(in crate::cli) async fn run(client: &Client, args: &StartArgs) -> Result<Exit, Failure> {
-    let list = match start_known(client, args).await? {
-        Some(list) => list,
-        None => client.send(Method::POST, "/process", &definition(args)?).await?,
+    let list = match files::kind(Path::new(&args.script)) {
+        Some(kind) => start_file(client, args, kind).await?,
+        None => match start_known(client, args).await? {
+            Some(list) => list,
+            None => client.send(Method::POST, "/process", &definition(args)?).await?,
+        },
     };
     let list = if args.no_wait { list } else { wait(client, &list).await? };
     finish(list.processes, args.json)
+}
+
+/// Starts every definition of a file; one whose name is known is started as it is.
+async fn start_file(client: &Client, args: &StartArgs, kind: files::Kind) -> Result<List, Failure> {
+    let ecosystem = files::read(Path::new(&args.script), kind, args.env_profile.as_deref())?;
+    for note in &ecosystem.notes {
+        output::complain(&format!("note: {note}\n"));
+    }
+    let mut all = List { schema: crate::api::view::SCHEMA, processes: Vec::new() };
+    let is_wanted = |name: &String| args.only.is_empty() || args.only.contains(name);
+    for mut definition in ecosystem.definitions.into_iter().filter(|definition| is_wanted(&definition.name)) {
+        if let (false, Ok(path)) = (definition.env.contains_key("PATH"), std::env::var("PATH")) {
+            definition.env.insert("PATH".to_owned(), Scalar(path));
+        }
+        let name = definition.name.clone();
+        let body = serde_json::to_value(&definition).map_err(|error| Failure::Usage(error.to_string()))?;
+        let list: List = match client.send(Method::POST, "/process", &body).await {
+            Err(ClientError::Refused(error)) if error.error.contains("exists already") => {
+                output::complain(&format!(
+                    "{name} is defined already and is started as it is; delete it to define it anew\n"
+                ));
+                match client.send(Method::POST, &path(&name, "start"), &Value::Null).await {
+                    Err(ClientError::Refused(error)) if error.error.contains("runs already") => {
+                        client.get(&path(&name, "")).await?
+                    }
+                    other => other?,
+                }
+            }
+            other => other?,
+        };
+        all.processes.extend(list.processes);
+    }
+    Ok(all)
 }
 
 /// Starts what has this name or id, unless a definition is meant.
@@ -69,6 +106,9 @@ fn definition(args: &StartArgs) -> Result<Value, Failure> {
     }
     if let Some(file) = &args.env_file {
         definition["env_file"] = Value::from(absolute(file));
+    }
+    if let Some(url) = &args.health_check_url {
+        definition["health_check"] = json!({ "check_type": "http", "url": url });
     }
     if let Some(count) = args.max_restarts {
         definition["max_restarts"] = Value::from(count);

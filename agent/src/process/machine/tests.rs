@@ -1,9 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::process::definition::Definition;
 
 fn machine(change: impl FnOnce(&mut Policy)) -> Machine {
-    let mut policy = Policy::of(&Definition::new("web", "/bin/true"));
+    let mut policy = Policy::of(&Definition::new("web", "/bin/true").validate(1).expect("valid"));
     change(&mut policy);
     Machine::new(policy, 7)
 }
@@ -89,6 +90,17 @@ fn a_stop_waits_for_the_end_and_kills_at_the_timeout() {
     assert_eq!(machine.handle(Input::Exited(Exit::Signal(9)), kill_at), None);
     assert_eq!(machine.handle(Input::Swept, kill_at), None);
     assert_eq!(machine.status(), Status::Stopped);
+}
+
+#[test]
+fn one_with_a_check_is_online_when_it_is_ready() {
+    let mut machine = machine(|policy| policy.waits_for_ready = true);
+    let now = Instant::now();
+    machine.handle(Input::Start, now);
+    machine.handle(Input::Spawned, now);
+    assert_eq!(machine.status(), Status::Starting);
+    machine.handle(Input::Ready, now);
+    assert_eq!(machine.status(), Status::Online);
 }
 
 #[test]

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{Found, Launch, Place, Platform, Record, StartError, Usage};
+use super::{Found, Launch, Place, Platform, Purpose, Record, StartError, Usage};
 use crate::process::definition::{Definition, KillSignal};
 use crate::process::view::Exit;
 
@@ -27,6 +28,10 @@ struct State {
     /// The fewest processes that ever ran since it was set.
     fewest: usize,
     refuse: Option<StartError>,
+    /// Every command that was run, in order.
+    commands: Vec<String>,
+    /// Commands that do not end well.
+    failing: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -80,6 +85,19 @@ impl Fake {
     /// From now on processes do not end on a signal.
     pub fn ignore_signals(&self) {
         self.with(|state| state.stubborn = true);
+    }
+
+    /// The commands that were run so far, after the cgroup they belong to.
+    pub fn commands(&self) -> Vec<String> {
+        self.with(|state| state.commands.clone())
+    }
+
+    /// From now on `command` fails, or no longer.
+    pub fn set_failing(&self, command: &str, fails: bool) {
+        self.with(|state| {
+            state.failing.retain(|failing| failing != command);
+            state.failing.extend(fails.then(|| command.to_owned()));
+        });
     }
 
     /// Somebody else listens on `port`.
@@ -139,6 +157,13 @@ impl Platform for Fake {
             state.running.remove(&place);
             state.fewest = state.fewest.min(state.running.len());
         });
+    }
+
+    async fn run(&self, launch: Launch, command: &str, _purpose: Purpose, _limit: Duration) -> Result<(), String> {
+        self.with(|state| {
+            state.commands.push(format!("{} {command}", launch.place.cgroup()));
+            if state.failing.iter().any(|failing| failing == command) { Err("code 1".to_owned()) } else { Ok(()) }
+        })
     }
 
     async fn retire(&self, _log_name: &str) {}

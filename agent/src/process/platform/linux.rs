@@ -16,16 +16,18 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::sys::stat::Mode;
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, warn};
 
-use super::{Found, Launch, Place, Platform, Record, StartError, Usage};
+use super::{Found, Launch, Place, Platform, Purpose, Record, StartError, Usage};
 use crate::foundation::id::InstanceName;
 use crate::process::definition::{Definition, KillSignal};
 use crate::process::logs::client::{Launcher, LogKeeper};
 use crate::process::logs::protocol::Target;
+use crate::process::quantity::Words;
 use crate::process::view::Exit;
 use crate::sys::cgroup::{self, Hierarchies};
 use crate::sys::{pidfd, spawn};
@@ -76,6 +78,13 @@ impl LogPolicy {
 pub struct Child {
     pid: u32,
     pidfd: Arc<AsyncFd<OwnedFd>>,
+}
+
+/// What is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Main,
+    Command(Purpose),
 }
 
 /// What is written at the cgroup of a running process.
@@ -205,59 +214,77 @@ impl Shared {
     }
 
     fn spawn(&self, launch: &Launch) -> Result<Child, StartError> {
-        let definition = &launch.definition;
-        let account = program::account(definition)?;
-        let environment = environment::build(launch, &account)?;
-        let program = program::resolve(definition, environment.path())?;
         let path = self.cgroup(&launch.place);
-        cgroup::create(&path).map_err(transient("make a cgroup"))?;
-        let result = self.spawn_into(&path, launch, &account, &environment, &program);
+        let result = self.start(&path, launch, &launch.definition, Role::Main).and_then(|spawned| {
+            let start_time = start_time(spawned.pid).unwrap_or_default();
+            write_mark(&path, &Mark { pid: spawned.pid, start_time, record: launch.record.clone() });
+            watch(spawned.pid, spawned.pidfd).map_err(transient("watch the process"))
+        });
         if result.is_err() {
-            // Nothing ran in it.
+            // Nothing runs in it.
             cgroup::remove(&path).ok();
             limits::remove(&self.hierarchies, &self.root, &launch.place);
         }
         result
     }
 
-    fn spawn_into(
+    /// Starts `command` in a cgroup of its own below that of the process.
+    fn spawn_command(&self, launch: &Launch, command: &str, purpose: Purpose) -> Result<Child, StartError> {
+        let mut definition = Definition::clone(&launch.definition);
+        command.clone_into(&mut definition.script);
+        definition.args = Words::default();
+        definition.interpreter = None;
+        definition.interpreter_args = Words::default();
+        let spawned = self.start(&self.command_cgroup(launch, purpose), launch, &definition, Role::Command(purpose))?;
+        watch(spawned.pid, spawned.pidfd).map_err(transient("watch a command"))
+    }
+
+    fn command_cgroup(&self, launch: &Launch, purpose: Purpose) -> PathBuf {
+        self.cgroup(&launch.place).join(match purpose {
+            Purpose::Check => "check",
+            Purpose::Hook => "hook",
+        })
+    }
+
+    fn start(
         &self,
         path: &Path,
         launch: &Launch,
-        account: &program::Account,
-        environment: &environment::Environment,
-        program: &program::Program,
-    ) -> Result<Child, StartError> {
-        let definition = &launch.definition;
-        let moves = limits::apply(&self.hierarchies, &self.root, &launch.place, &definition.limits)?;
+        definition: &Definition,
+        role: Role,
+    ) -> Result<spawn::Spawned, StartError> {
+        let account = program::account(definition)?;
+        let environment = environment::build(launch, &account)?;
+        let program = program::resolve(definition, environment.path())?;
+        cgroup::create(path).map_err(transient("make a cgroup"))?;
+        let moves = match role {
+            Role::Main => limits::apply(&self.hierarchies, &self.root, &launch.place, &definition.limits)?,
+            Role::Command(_) => Vec::new(),
+        };
         let group = File::open(path).map_err(transient("open the cgroup"))?;
-        let stdin = File::open("/dev/null").map_err(transient("open /dev/null"))?;
-        let stdout = self.fifo(&launch.log_name, "out", account)?;
-        let stderr = self.fifo(&launch.log_name, "error", account)?;
+        let null = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(transient("open /dev/null"))?;
+        let output = |output: &str| match role {
+            Role::Main | Role::Command(Purpose::Hook) => self.fifo(&launch.log_name, output, &account).map(Some),
+            Role::Command(Purpose::Check) => Ok(None),
+        };
+        let (stdout, stderr) = (output("out")?, output("error")?);
         let directory = definition.cwd.as_deref().unwrap_or(Path::new("/"));
         let child = spawn::Child {
             program: text(program.path.as_os_str().as_bytes())?,
             arguments: program.arguments.iter().map(|word| text(word.as_bytes())).collect::<Result<_, _>>()?,
             environment: environment.lines()?,
             directory: text(directory.as_os_str().as_bytes())?,
-            stdin: stdin.as_fd(),
-            stdout: stdout.as_fd(),
-            stderr: stderr.as_fd(),
+            stdin: null.as_fd(),
+            stdout: stdout.as_ref().unwrap_or(&null).as_fd(),
+            stderr: stderr.as_ref().unwrap_or(&null).as_fd(),
             cgroup: group.as_fd(),
             moves: moves.iter().map(|file| file.as_fd()).collect(),
             identity: account.identity(),
             limits: limits::resources(&definition.limits),
-            no_new_privileges: false,
-            capabilities: None,
+            no_new_privileges: definition.isolation.no_new_privileges,
+            capabilities: program::capabilities(definition),
         };
-        let spawned = spawn::spawn(&child).map_err(|error| refused(&error, program, directory))?;
-        let mark = Mark {
-            pid: spawned.pid,
-            start_time: start_time(spawned.pid).unwrap_or_default(),
-            record: launch.record.clone(),
-        };
-        write_mark(path, &mark);
-        watch(spawned.pid, spawned.pidfd).map_err(transient("watch the process"))
+        spawn::spawn(&child).map_err(|error| refused(&error, &program, directory))
     }
 
     /// The FIFO of one output, open for reading and writing: nobody's end gives its writer SIGPIPE.
@@ -398,6 +425,25 @@ impl Platform for Linux {
             self.shared.logs.open(target).await;
         }
         Ok(child)
+    }
+
+    async fn run(&self, launch: Launch, command: &str, purpose: Purpose, limit: Duration) -> Result<(), String> {
+        let (shared, command) = (Arc::clone(&self.shared), command.to_owned());
+        let path = shared.command_cgroup(&launch, purpose);
+        let child =
+            blocking(move || shared.spawn_command(&launch, &command, purpose)).await.map_err(|error| error.why)?;
+        let ended = tokio::time::timeout(limit, self.ended(child)).await;
+        // What it started and left goes with it.
+        cgroup::kill(&path).map_err(|error| error.to_string())?;
+        cgroup::emptied(&path).await.map_err(|error| error.to_string())?;
+        cgroup::remove(&path).map_err(|error| error.to_string())?;
+        match ended {
+            Ok(Exit::Code(0)) => Ok(()),
+            Ok(Exit::Code(code)) => Err(format!("it ended with code {code}")),
+            Ok(Exit::Signal(signal)) => Err(format!("it ended with signal {signal}")),
+            Ok(Exit::Unknown) => Err("nobody knows how it ended".to_owned()),
+            Err(_elapsed) => Err(format!("it did not end within {} ms", limit.as_millis())),
+        }
     }
 
     fn pid(&self, child: &Child) -> u32 {

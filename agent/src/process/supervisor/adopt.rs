@@ -113,7 +113,7 @@ impl<P: Platform> Supervisor<P> {
         let restarts = instance.machine.restarts().max(record.restarts);
         instance.machine.set_restarts(restarts);
         let started = SystemTime::UNIX_EPOCH + Duration::from_millis(record.started_ms);
-        self.run_child(id, child, started, now);
+        self.run_child(id, child, started, true, now);
         if let Some(instance) = self.instances.get_mut(&id) {
             // Its CPU time so far is not of this moment.
             instance.sampled = None;

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use crate::process::health::Monitor;
 use crate::process::machine::{Machine, Policy};
 use crate::process::platform::{Place, Record};
 use crate::process::spec::Spec;
-use crate::process::view::{Exit, Figures, Health, View};
+use crate::process::view::{Exit, Figures, Health, HealthStatus, View};
 
 /// A definition and who made it.
 pub(super) struct Process {
@@ -49,6 +50,10 @@ pub(super) struct Instance<C> {
     pub(super) figures: Figures,
     pub(super) sampled: Option<(Instant, u64)>,
     pub(super) health: Health,
+    /// Its checks, while a process runs.
+    pub(super) monitor: Option<Monitor>,
+    /// It is to be started once others are online.
+    pub(super) held: bool,
     /// Somebody wants it to run; saved.
     pub(super) wanted: bool,
     /// It goes away once nothing runs.
@@ -65,7 +70,7 @@ impl<C> Instance<C> {
             index,
             name: spec.instance_name(index).into(),
             log_name: spec.log_name(index).into(),
-            machine: Machine::new(Policy::of(&spec.definition), seed(id)),
+            machine: Machine::new(Policy::of(spec), seed(id)),
             generation: 0,
             child: None,
             pid: None,
@@ -77,6 +82,8 @@ impl<C> Instance<C> {
             figures: Figures::default(),
             sampled: None,
             health: Health::default(),
+            monitor: None,
+            held: false,
             wanted: true,
             leaving: false,
             timer: None,
@@ -86,6 +93,11 @@ impl<C> Instance<C> {
 
     pub(super) fn place(&self) -> Place {
         Place { process: Arc::clone(&self.process), index: self.index, generation: self.generation }
+    }
+
+    /// When something is due: of its machine, or a check.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.machine.deadline().into_iter().chain(self.monitor.as_ref().and_then(Monitor::due)).min()
     }
 
     /// Another life begins.
@@ -117,6 +129,10 @@ impl<C> Instance<C> {
     pub(super) fn forget_process(&mut self) {
         self.child = None;
         self.pid = None;
+        self.monitor = None;
+        if self.health.kind.is_some() {
+            self.health.status = HealthStatus::Unknown;
+        }
         self.port = None;
         self.started = None;
         self.figures = Figures::default();

@@ -12,7 +12,7 @@ use crate::process::handle::{Change, Reply, Request, Scale, Target};
 use crate::process::machine::{Input, Policy};
 use crate::process::platform::StartError;
 use crate::process::quantity::{Count, Ports};
-use crate::process::spec::{Spec, SpecError};
+use crate::process::spec::{Spec, SpecError, cycle};
 use crate::process::view::{Status, What};
 
 impl<P: Platform> Supervisor<P> {
@@ -93,9 +93,28 @@ impl<P: Platform> Supervisor<P> {
                 return Err(Error::Exists { name: other.name.to_string() });
             }
         }
+        self.check_dependencies(&spec)?;
         self.room_for(spec.instances)?;
         self.check_ports(&spec)?;
         Ok(spec)
+    }
+
+    /// What it waits for must be there, and must not wait for it.
+    fn check_dependencies(&self, spec: &Spec) -> Result<(), SpecError> {
+        let definition = &spec.definition;
+        let refuse = |why: String| Err(SpecError { key: "depends_on", why });
+        if let Some(missing) = definition.depends_on.iter().find(|name| !self.processes.contains_key(name.as_str())) {
+            return refuse(format!("there is no process {missing:?}; define it first"));
+        }
+        let waits = |name: &str| {
+            let of_others = self.processes.get(name).map(|process| &process.spec.definition.depends_on);
+            let list = if name == definition.name { Some(&definition.depends_on) } else { of_others };
+            list.into_iter().flatten().map(String::as_str).collect()
+        };
+        match cycle(waits, &definition.name) {
+            Some(circle) => refuse(format!("it goes in a circle: {}", circle.join(" waits for "))),
+            None => Ok(()),
+        }
     }
 
     fn room_for(&self, more: u32) -> Result<(), Error> {
@@ -292,7 +311,7 @@ impl<P: Platform> Supervisor<P> {
         let leaving = process.ids.split_off(have.min(count));
         for id in &process.ids {
             let Some(instance) = self.instances.get_mut(id) else { continue };
-            instance.machine.set_policy(Policy::of(&process.spec.definition));
+            instance.machine.set_policy(Policy::of(&process.spec));
             instance.name = process.spec.instance_name(instance.index).into();
             self.touched.insert(*id);
         }

@@ -195,6 +195,14 @@ fn with_interpreter(
     Ok(Program { arguments: before.chain(arguments).collect(), path: found })
 }
 
+/// The capabilities that a process may hold, as a mask; `None`: all that its user has.
+pub(super) fn capabilities(definition: &Definition) -> Option<u64> {
+    let names = definition.isolation.capabilities.as_ref()?;
+    // Each was read when the definition was checked.
+    let known = names.iter().filter_map(|name| name.parse::<caps::Capability>().ok());
+    Some(known.fold(0, |mask, capability| mask | 1 << capability.index()))
+}
+
 /// Whether `port` can be bound on every address.
 pub(super) fn is_port_free(port: u16) -> bool {
     let any = |address: SocketAddr| match TcpListener::bind(address) {
