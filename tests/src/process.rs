@@ -1,5 +1,6 @@
 //! Supervised processes of a whole agent: started, crashed, stopped with all they started, kept over the death of the agent.
 
+mod health;
 mod keeping;
 mod limits;
 

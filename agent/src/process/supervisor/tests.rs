@@ -6,11 +6,12 @@ use super::*;
 use crate::foundation::lifecycle::{Readiness, Shutdown};
 use crate::foundation::metrics::Metrics as Registry;
 use crate::foundation::task::{self, Task};
+use crate::process::error::Error;
 use crate::process::handle::{Change, Handle, Scale, Shared, Target};
 use crate::process::logs::client::LogKeeper;
 use crate::process::platform::fake::Fake;
 use crate::process::quantity::{Count, Ports, Span};
-use crate::process::view::Status;
+use crate::process::view::{HealthStatus, Status};
 
 /// A supervisor over a fake host; its list is in a directory of its own.
 struct World {
@@ -112,8 +113,6 @@ async fn a_process_is_started_stopped_and_forgotten() {
     let missing = world.handle.stop(&named("web")).await.expect_err("gone");
     assert!(matches!(missing, Error::NotFound { .. }), "{missing}");
 }
-
-use crate::process::error::Error;
 
 #[tokio::test(start_paused = true)]
 async fn a_crash_leads_to_exactly_one_new_process() {
@@ -314,4 +313,79 @@ async fn a_changed_view_has_the_version_of_its_snapshot_and_others_keep_theirs()
     let after = world.handle.snapshot();
     assert!(after.version > before.version && after.processes[1].version > before.version);
     assert!(Arc::ptr_eq(&after.processes[0], &before.processes[0]), "what did not change is the same");
+}
+
+fn with_check(name: &str, restart: bool) -> Definition {
+    let check = serde_json::json!({ "check_type": "script", "script": "check", "interval": "1s", "retries": 2, "restart": restart });
+    Definition { health_check: Some(serde_json::from_value(check).expect("a check")), ..definition(name) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_with_a_check_is_online_once_it_is_healthy_and_restarted_when_it_is_not() {
+    let world = World::new();
+    world.host.set_failing("check", true);
+    world.handle.create(with_check("web", true)).await.expect("created");
+    let mut changes = world.handle.changes();
+    let was_asked = |snapshot: &Arc<Snapshot>| snapshot.processes.iter().any(|view| view.health.total > 2);
+    changes.wait_for(was_asked).await.map(drop).expect("asked");
+    assert_eq!(world.handle.snapshot().processes[0].status, Status::Starting);
+    world.host.set_failing("check", false);
+    world.until(&[("web", Status::Online)]).await;
+    assert!(world.host.commands().iter().all(|command| command == "web@0.1 check"));
+    world.host.set_failing("check", true);
+    let host = world.host.clone();
+    let is_new = |_: &Arc<Snapshot>| host.starts().len() == 2;
+    changes.wait_for(is_new).await.map(drop).expect("restarted");
+    world.host.set_failing("check", false);
+    world.until(&[("web", Status::Online)]).await;
+    assert_eq!(world.handle.snapshot().processes[0].restarts, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unhealthy_one_that_is_not_to_be_restarted_is_shown_as_such() {
+    let world = World::new();
+    world.handle.create(with_check("web", false)).await.expect("created");
+    world.until(&[("web", Status::Online)]).await;
+    world.host.set_failing("check", true);
+    let mut changes = world.handle.changes();
+    let is_unhealthy = |snapshot: &Arc<Snapshot>| snapshot.processes[0].health.status == HealthStatus::Unhealthy;
+    changes.wait_for(is_unhealthy).await.map(drop).expect("noticed");
+    assert_eq!(world.handle.snapshot().processes[0].health.last_error.as_deref(), Some("code 1"));
+    assert_eq!(world.host.starts().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_waits_for_those_it_depends_on() {
+    let world = World::new();
+    let needs_db = Definition { depends_on: vec!["db".to_owned()], ..definition("web") };
+    let missing = world.handle.create(needs_db.clone()).await.expect_err("nothing to wait for");
+    assert!(matches!(missing, Error::Invalid(_)), "{missing}");
+    world.host.set_failing("check", true);
+    world.handle.create(with_check("db", true)).await.expect("created");
+    world.handle.create(needs_db).await.expect("created");
+    world.until(&[("db", Status::Starting), ("web", Status::Starting)]).await;
+    assert_eq!(world.host.starts(), ["db@0.1"]);
+    assert_eq!(world.handle.snapshot().processes[1].error.as_deref(), Some("it waits for db"));
+    world.handle.stop(&named("web")).await.expect("a wait can be ended");
+    world.handle.start(&named("web")).await.expect("and begun again");
+    world.host.set_failing("check", false);
+    world.until(&[("db", Status::Online), ("web", Status::Online)]).await;
+    assert_eq!(world.host.starts(), ["db@0.1", "web@0.1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn hooks_run_before_a_start_and_after_an_end() {
+    let world = World::new();
+    let hooks = ["before", "after"].map(|name| Some(name.to_owned()));
+    let [pre_start, post_stop] = hooks;
+    world.handle.create(Definition { pre_start, post_stop, ..definition("web") }).await.expect("created");
+    world.until(&[("web", Status::Online)]).await;
+    world.handle.stop(&named("web")).await.expect("stopped");
+    assert_eq!(world.host.commands(), ["web@0.1 before", "web@0.1 after"]);
+    world.host.set_failing("before", true);
+    world.handle.start(&named("web")).await.expect("accepted");
+    let mut changes = world.handle.changes();
+    let failed = |snapshot: &Arc<Snapshot>| snapshot.processes[0].error.as_deref() == Some("pre_start: code 1");
+    changes.wait_for(failed).await.map(drop).expect("it is told");
+    assert_eq!(world.host.starts().len(), 1);
 }
