@@ -9,6 +9,7 @@ pub(crate) mod dns;
 pub(crate) mod gateway;
 pub(crate) mod peers;
 pub(crate) mod store;
+pub(crate) mod process;
 pub(crate) mod tunnel;
 pub(crate) mod web;
 
@@ -72,6 +73,7 @@ const AREAS: &[(&str, Area)] = &[
     ("peers", peers::run),
     ("web", web::run),
     ("store", store::run),
+    ("process", process::run),
 ];
 
 #[derive(Debug, Args)]

@@ -79,6 +79,8 @@ const PACKAGES: &[Package] = &[
     Package {
         services: &["etcd.service"],
         ..package(Group::Test, "etcd-server", "etcd", "the replicated store we compare with")
+        services: &["supervisor.service"],
+        ..package(Group::Test, "supervisor", "supervisord", "the supervisor we compare with")
     },
     package(Group::Test, "systemd", "systemd-analyze", "checks the unit"),
     package(Group::Test, "qemu-system-x86", "qemu-system-x86_64", "guests with a distribution kernel"),
