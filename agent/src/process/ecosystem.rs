@@ -116,10 +116,7 @@ fn apps(value: Value) -> Result<Vec<Map<String, Value>>, EcosystemError> {
         },
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => return Err(EcosystemError::Shape),
     };
-    let object = |value| match value {
-        Value::Object(object) => Ok(object),
-        _ => Err(EcosystemError::Shape),
-    };
+    let object = |value: Value| value.as_object().cloned().ok_or(EcosystemError::Shape);
     list.into_iter().map(object).collect()
 }
 

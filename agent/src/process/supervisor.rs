@@ -307,12 +307,12 @@ impl<P: Platform> Supervisor<P> {
         let platform = Arc::clone(&self.platform);
         self.pending.push(Box::pin(async move {
             let hook = launch.definition.pre_start.clone();
-            if let Some(command) = hook {
-                if let Err(why) = platform.run(launch.clone(), &command, Purpose::Hook, HOOK_LIMIT).await {
-                    let error = StartError { why: format!("pre_start: {why}"), permanent: false };
-                    platform.sweep(launch.place).await;
-                    return Done::Spawned(id, generation, Err(error));
-                }
+            if let Some(command) = hook
+                && let Err(why) = platform.run(launch.clone(), &command, Purpose::Hook, HOOK_LIMIT).await
+            {
+                let error = StartError { why: format!("pre_start: {why}"), permanent: false };
+                platform.sweep(launch.place).await;
+                return Done::Spawned(id, generation, Err(error));
             }
             Done::Spawned(id, generation, platform.spawn(launch).await)
         }));
