@@ -113,7 +113,7 @@ mod tests {
         let serving = crate::foundation::task::spawn("server", async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let mut request = [0; 1024];
-                stream.read(&mut request).await.expect("a request");
+                assert!(stream.read(&mut request).await.expect("a request") > 0);
                 stream.write_all(answer.as_bytes()).await.expect("answered");
             }
         });
