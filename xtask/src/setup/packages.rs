@@ -79,6 +79,8 @@ const PACKAGES: &[Package] = &[
     Package {
         services: &["etcd.service"],
         ..package(Group::Test, "etcd-server", "etcd", "the replicated store we compare with")
+    },
+    Package {
         services: &["supervisor.service"],
         ..package(Group::Test, "supervisor", "supervisord", "the supervisor we compare with")
     },

@@ -138,6 +138,27 @@ impl Linux {
     }
 }
 
+impl Linux {
+    /// Has the outputs of an instance read before anything writes: a command that is over before anybody else holds its FIFOs
+    /// would take what it wrote with it.
+    async fn have_read(&self, launch: &Launch) -> Result<(), StartError> {
+        let (shared, launch) = (Arc::clone(&self.shared), launch.clone());
+        let targets = blocking(move || {
+            let account = program::account(&launch.definition)?;
+            for output in ["out", "error"] {
+                shared.fifo(&launch.log_name, output, &account)?;
+            }
+            Ok(shared.targets(&launch.definition, &launch.log_name))
+        })
+        .await?;
+        for target in targets {
+            self.shared.logs.open(target).await;
+        }
+        self.shared.logs.sync().await;
+        Ok(())
+    }
+}
+
 /// The cgroup of `instance` in the unified hierarchy, if the host has one.
 pub fn root_of(instance: &InstanceName) -> Option<PathBuf> {
     let hierarchies = Hierarchies::find().ok().flatten()?;
@@ -430,6 +451,9 @@ impl Platform for Linux {
     async fn run(&self, launch: Launch, command: &str, purpose: Purpose, limit: Duration) -> Result<(), String> {
         let (shared, command) = (Arc::clone(&self.shared), command.to_owned());
         let path = shared.command_cgroup(&launch, purpose);
+        if purpose == Purpose::Hook {
+            self.have_read(&launch).await.map_err(|error| error.why)?;
+        }
         let child =
             blocking(move || shared.spawn_command(&launch, &command, purpose)).await.map_err(|error| error.why)?;
         let ended = tokio::time::timeout(limit, self.ended(child)).await;
