@@ -208,9 +208,7 @@ async fn serve_until_stopped(
     let domains = Domains::start(settings.clone(), (configured, mesh.model()), &metrics, &readiness, &domain_shutdown)?;
 
     let (commands_tx, commands) = mpsc::channel::<Command>(COMMANDS);
-    if let Err(error) = history.start(&settings.state_dir.join("logs")) {
-        warn!(%error, "the log is not kept; `weft tail` shows only what comes");
-    }
+    keep_log(&history, &settings);
     let figures = domains.figures_reader();
     let pm3 = Pm3::start(pm3::Inputs {
         model: domains.model(),
@@ -221,10 +219,7 @@ async fn serve_until_stopped(
         ip_table: settings.gateway.ip_table.clone(),
         store: store.clone(),
     })?;
-    let recorded = match settings.gateway.enabled || settings.web.enabled {
-        true => Some(Arc::new(callers::Recorded(Callers::start(settings.callers.clone(), &metrics).await))),
-        false => None,
-    };
+    let recorded = start_callers(&settings, &metrics).await;
     let classifier = recorded.clone().map(|recorded| recorded as Arc<dyn pm3::caller::Classifier>);
     let gateway = recorded.filter(|_| settings.gateway.enabled).map(|recorded| {
         let inputs = gateway_inputs(&settings, recorded, &pm3, &domains, &metrics, &identity);
@@ -265,6 +260,20 @@ async fn serve_until_stopped(
     drop(ready);
     stop(domains, settings, end, domain_shutdown, listener_shutdown).await;
     Ok(())
+}
+
+/// Who calls is asked only where somebody may call.
+async fn start_callers(settings: &Settings, metrics: &Metrics) -> Option<Arc<callers::Recorded>> {
+    match settings.gateway.enabled || settings.web.enabled {
+        true => Some(Arc::new(callers::Recorded(Callers::start(settings.callers.clone(), metrics).await))),
+        false => None,
+    }
+}
+
+fn keep_log(history: &History, settings: &Settings) {
+    if let Err(error) = history.start(&settings.state_dir.join("logs")) {
+        warn!(%error, "the log is not kept; `weft tail` shows only what comes");
+    }
 }
 
 fn gateway_inputs(
