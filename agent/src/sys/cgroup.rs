@@ -74,6 +74,9 @@ impl Hierarchies {
 /// # Errors
 /// The kernel refuses.
 pub fn create(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
     match fs::create_dir(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -88,6 +91,12 @@ pub fn create(path: &Path) -> io::Result<()> {
 /// There is no such file, or the kernel refuses the value.
 pub fn write(path: &Path, name: &str, value: &str) -> io::Result<()> {
     fs::OpenOptions::new().write(true).open(path.join(name))?.write_all(value.as_bytes())
+}
+
+/// The controllers that the cgroup at `path` hands down to those below it.
+pub fn handed_down(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path.join("cgroup.subtree_control")).unwrap_or_default();
+    text.split_whitespace().map(str::to_owned).collect()
 }
 
 /// The processes in the cgroup itself; none where it does not exist.

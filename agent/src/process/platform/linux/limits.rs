@@ -49,16 +49,17 @@ fn wanted(limits: &Limits) -> Vec<Limit> {
     wanted
 }
 
-/// Makes the controllers available below `root`; a host that has none of them here sets limits in the older hierarchy.
+/// Makes the controllers available below `root`, where they are not yet; a host that has none of them here sets limits in
+/// the older hierarchy.
 pub(super) fn delegate(hierarchies: &Hierarchies, root: &Path) {
     let here = hierarchies.unified_controllers();
-    for controller in ["memory", "cpu", "pids"] {
-        if !here.iter().any(|name| name == controller) {
-            continue;
-        }
-        let mut path = hierarchies.unified.clone();
-        for part in [None, root.iter().next(), root.iter().nth(1)].into_iter() {
-            path.extend(part);
+    let offered = |controller: &&str| here.iter().any(|name| name == controller);
+    let mut path = hierarchies.unified.clone();
+    for part in [None, root.iter().next(), root.iter().nth(1)] {
+        path.extend(part);
+        let handed_down = cgroup::handed_down(&path);
+        let is_missing = |controller: &&str| !handed_down.iter().any(|name| name == controller);
+        for controller in ["memory", "cpu", "pids"].iter().copied().filter(offered).filter(is_missing) {
             // A refusal shows when a limit is set.
             cgroup::write(&path, "cgroup.subtree_control", &format!("+{controller}")).ok();
         }
