@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::keeper;
@@ -21,13 +22,17 @@ use crate::foundation::task::{self, Task};
 
 /// A keeper starts in a few milliseconds; this is for a machine in trouble.
 const START_DEADLINE: Duration = Duration::from_secs(10);
+/// The first pause between two looks for it; each is twice the one before, up to [`LONGEST_POLL`].
 const START_POLL: Duration = Duration::from_millis(5);
+const LONGEST_POLL: Duration = Duration::from_millis(200);
+/// How long after a failure another keeper is tried.
+const RETRY: Duration = Duration::from_secs(1);
 /// How long a reader waits for what is in the FIFOs to be written.
 const SYNC_DEADLINE: Duration = Duration::from_secs(2);
 /// A burst of starts fills this; the sender then waits.
 const REQUESTS: usize = 256;
 
-/// Starts the keeper's program; returns when it was started.
+/// Starts the keeper's program unless the one it started last still runs; returns when it was started.
 pub type Launcher = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
 
 /// Tells the keeper; cheap to clone.
@@ -49,7 +54,7 @@ impl LogKeeper {
     pub fn start(run_dir: &Path, launcher: Launcher) -> (Self, Task) {
         let (requests, received) = mpsc::channel(REQUESTS);
         let socket = keeper::socket_path(run_dir);
-        let client = Client { socket, launcher, targets: BTreeMap::new(), connection: None, next_sync: 0 };
+        let client = Client { socket, launcher, targets: BTreeMap::new(), connection: None, retry_at: None, next_sync: 0 };
         (Self { requests }, task::spawn("log-keeper", client.run(received)))
     }
 
@@ -88,6 +93,8 @@ struct Client {
     launcher: Launcher,
     targets: BTreeMap<PathBuf, Target>,
     connection: Option<Connection>,
+    /// There is no keeper although there is something to read.
+    retry_at: Option<Instant>,
     next_sync: u64,
 }
 
@@ -105,6 +112,7 @@ impl Client {
                     None => return,
                 },
                 () = lost(&mut self.connection) => None,
+                () = until(self.retry_at) => None,
             };
             match request {
                 Some(request) => self.carry_out(request).await,
@@ -114,9 +122,12 @@ impl Client {
     }
 
     async fn replace(&mut self) {
-        self.connection = None;
+        let has_ended = self.connection.take().is_some();
+        self.retry_at = None;
         if !self.targets.is_empty() {
-            warn!("the log keeper ended; another is started");
+            if has_ended {
+                warn!("the log keeper ended; another is started");
+            }
             self.connect().await;
         }
     }
@@ -189,41 +200,67 @@ impl Client {
         tokio::time::timeout(SYNC_DEADLINE, answer).await.ok();
     }
 
-    /// Connects to the keeper that runs, else to one it starts, and tells it every FIFO.
+    /// Connects to the keeper that runs, else to one it starts, and tells it every FIFO. What fails is tried again.
     async fn connect(&mut self) {
+        self.connection = self.connected().await;
+        self.retry_at = self.connection.is_none().then(|| Instant::now() + RETRY);
+    }
+
+    async fn connected(&self) -> Option<Connection> {
         let connected = tokio::time::timeout(START_DEADLINE, self.find_or_start()).await;
         let mut connection = match connected {
             Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return warn!(%error, "no log keeper; what processes write waits until there is one"),
-            Err(_elapsed) => return warn!("the log keeper does not answer; what processes write waits"),
+            Ok(Err(error)) => {
+                warn!(%error, "no log keeper; what processes write waits until there is one");
+                return None;
+            }
+            Err(_elapsed) => {
+                warn!("the log keeper does not answer; what processes write waits");
+                return None;
+            }
         };
         for target in self.targets.values() {
             if let Err(error) = write(&mut connection, &Command::Open(target.clone())).await {
-                return warn!(%error, "failed to tell the log keeper");
+                warn!(%error, "failed to tell the log keeper");
+                return None;
             }
         }
-        self.connection = Some(connection);
+        Some(connection)
     }
 
     async fn find_or_start(&self) -> io::Result<Connection> {
-        if let Ok(connection) = open(&self.socket).await {
-            match hello(connection).await? {
-                (connection, VERSION) => return Ok(connection),
-                (mut other, version) => {
-                    info!(version, "replacing a log keeper of another version");
-                    write(&mut other, &Command::Quit).await?;
-                    while other.replies.next_line().await?.is_some() {}
-                }
+        // One that dies right now may still accept and never answer: it is as good as gone.
+        if let Ok(connection) = open(&self.socket).await
+            && let Ok((mut found, version)) = hello(connection).await
+        {
+            if version == VERSION {
+                return Ok(found);
             }
+            info!(version, "replacing a log keeper of another version");
+            write(&mut found, &Command::Quit).await?;
+            while found.replies.next_line().await?.is_some() {}
         }
-        let launcher = Arc::clone(&self.launcher);
-        tokio::task::spawn_blocking(move || launcher()).await.map_err(io::Error::other)??;
+        let mut pause = START_POLL;
         loop {
-            if let Ok(connection) = open(&self.socket).await {
-                return hello(connection).await.map(|(connection, _version)| connection);
+            // Again and again: a new one ends at once while the old one, in dying, still holds the lock.
+            let launcher = Arc::clone(&self.launcher);
+            tokio::task::spawn_blocking(move || launcher()).await.map_err(io::Error::other)??;
+            tokio::time::sleep(pause).await;
+            if let Ok(connection) = open(&self.socket).await
+                && let Ok((connection, _version)) = hello(connection).await
+            {
+                return Ok(connection);
             }
-            tokio::time::sleep(START_POLL).await;
+            pause = (2 * pause).min(LONGEST_POLL);
         }
+    }
+}
+
+/// Waits until then; for ever if there is no such time.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn a_file_is_rotated_at_the_end_of_a_line_and_nothing_is_lost() {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let mut log = LogFile::new(target(directory.path(), 100));
+        let mut log = LogFile::new(Target { keep: 100, ..target(directory.path(), 100) });
         let (now, mut scratch) = (SystemTime::now(), Vec::new());
         for number in 0..8 {
             log.append(format!("line {number} begins").as_bytes(), now, &mut scratch);
@@ -213,8 +213,12 @@ mod tests {
         let mut files = rotated_files(&log.target.file).expect("listed");
         files.push(log.target.file.clone());
         let whole: String = files.iter().map(|file| text(file)).collect();
-        let last = whole.lines().last().expect("lines");
-        assert!(last.ends_with("line 7 begins and ends"), "{last}");
+        let lines: Vec<&str> = whole.lines().collect();
+        assert_eq!(lines.len(), 8, "{whole}");
+        for (number, line) in lines.iter().enumerate() {
+            assert!(line.ends_with(&format!("line {number} begins and ends")), "{whole}");
+        }
+        assert!(files.len() > 1, "it was rotated");
         assert!(files.iter().all(|file| text(file).ends_with('\n') && text(file).len() < 150));
     }
 

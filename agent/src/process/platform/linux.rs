@@ -171,9 +171,9 @@ pub fn keeper_launcher(instance: &InstanceName, run_dir: &Path) -> Launcher {
     let last: Mutex<Option<OwnedFd>> = Mutex::default();
     Arc::new(move || {
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(ended) = last.take() {
-            // It is known to have ended; so it leaves the table of processes.
-            pidfd::reap(&ended).ok();
+        // Asking also takes one that has ended out of the table of processes.
+        if last.as_ref().is_some_and(|keeper| matches!(pidfd::reap(keeper), Ok(None))) {
+            return Ok(());
         }
         *last = Some(launch_keeper(&instance, &run_dir)?);
         Ok(())

@@ -163,6 +163,8 @@ async fn histories_stay_linearizable_and_no_acknowledged_write_is_lost() {
     }
     // Everything is healed: what every member has in the end belongs to the history too.
     for place in 0..MEMBERS {
+        let handle = cluster.nodes[place].handle().clone();
+        tokio::time::timeout(PATIENCE, handle.ready()).await.expect("the member is back in time");
         for register in 0..REGISTERS {
             let began = world.now();
             let read = Statement::new("SELECT v FROM registers WHERE k = ?").bind(register);
