@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod datagram;
 pub mod file;
 pub mod interfaces;
+pub mod memory;
 pub mod netns;
 pub mod nftables;
 pub mod peer;

@@ -15,6 +15,7 @@ use crate::foundation::error::chain;
 use crate::foundation::lifecycle::Readiness;
 use crate::foundation::task::{self, Task};
 use crate::foundation::telemetry::LevelHandle;
+use crate::sys::memory;
 
 /// How the loop ended.
 pub(super) enum End {
@@ -135,6 +136,8 @@ pub(super) fn announce_ready(readiness: Readiness) -> Task {
         readiness.ready().await;
         info!("ready");
         notify(&[NotifyState::Ready]);
+        // Most of what a start allocates and runs is needed once, the kernel's type information above all.
+        drop(tokio::task::spawn_blocking(memory::give_back).await);
     })
 }
 

@@ -315,6 +315,10 @@ fn publish(running: &Running, shared: &Shared) {
         voter: voters.contains(raft_id),
     };
     running.links.keep(|member| membership.get_node(&member).is_some());
+    // Who leads nobody has neither heartbeats to send nor an election to watch for: an idle node sleeps.
+    let leads_nobody =
+        metrics.state == ServerState::Leader && membership.nodes().map(|(member, _)| *member).eq([running.raft_id]);
+    running.raft.runtime_config().tick(!leads_nobody);
     let left_out = membership.nodes().next().is_some() && membership.get_node(&running.raft_id).is_none();
     let leader = metrics.current_leader.and_then(|leader| membership.get_node(&leader)).map(|peer| peer.node.clone());
     let role = match metrics.state {

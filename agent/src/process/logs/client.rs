@@ -54,7 +54,8 @@ impl LogKeeper {
     pub fn start(run_dir: &Path, launcher: Launcher) -> (Self, Task) {
         let (requests, received) = mpsc::channel(REQUESTS);
         let socket = keeper::socket_path(run_dir);
-        let client = Client { socket, launcher, targets: BTreeMap::new(), connection: None, retry_at: None, next_sync: 0 };
+        let client =
+            Client { socket, launcher, targets: BTreeMap::new(), connection: None, retry_at: None, next_sync: 0 };
         (Self { requests }, task::spawn("log-keeper", client.run(received)))
     }
 
