@@ -205,7 +205,8 @@ async fn serve_until_stopped(
     let (configured, configured_rx) = watch::channel(Arc::clone(&settings.model));
     let grpc_port = grpc.as_ref().map_or(0, |grpc| grpc.address().port());
     let (mesh, _renewal) = mesh::start(&settings, &identity, store.clone(), configured_rx, grpc_port);
-    let domains = Domains::start(settings.clone(), (configured, mesh.model()), &metrics, &readiness, &domain_shutdown)?;
+    let models = (configured, mesh.model());
+    let domains = Domains::start(settings.clone(), models, &metrics, &readiness, &domain_shutdown).await?;
 
     let (commands_tx, commands) = mpsc::channel::<Command>(COMMANDS);
     keep_log(&history, &settings);

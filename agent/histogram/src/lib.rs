@@ -118,7 +118,6 @@ impl AsciiChart {
     }
 
     #[must_use]
-    #[expect(clippy::should_implement_trait, reason = "the name is the replaced crate's")]
     pub fn add(mut self, name: &str, histogram: Histogram) -> Self {
         self.rows.push((name.to_owned(), histogram));
         self

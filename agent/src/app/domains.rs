@@ -1,6 +1,7 @@
 //! The domains, started in the order they depend on each other, and the `watch`es that feed them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -14,6 +15,9 @@ use crate::foundation::task::{self, Task};
 use crate::model::{Backend, Model};
 use crate::sys::rtnetlink::monitor::{Change, Monitor};
 use crate::{dns, ebpf, net, process, wireguard};
+
+/// How long the tunnel may have the start to itself.
+const FIRST_PASS: Duration = Duration::from_secs(1);
 
 /// Why the domains could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +47,9 @@ pub(super) struct Domains {
 }
 
 impl Domains {
-    /// Starts all of them. Every failure that leaves the rest useful is in the status of its domain instead of here.
-    pub(super) fn start(
+    /// Starts all of them, the tunnel first: what the others load and build waits until the device holds its peers. Every
+    /// failure that leaves the rest useful is in the status of its domain instead of here.
+    pub(super) async fn start(
         settings: Settings,
         (configured, model): (watch::Sender<Arc<Model>>, watch::Receiver<Arc<Model>>),
         metrics: &Metrics,
@@ -60,6 +65,7 @@ impl Domains {
         let blocker = readiness.block("wireguard");
         let wireguard = wireguard::start(wireguard_rx, model_rx.clone(), metrics, blocker, shutdown.stop());
         let link = settings.wireguard.link.clone();
+        first_pass(&wireguard).await;
         let ours = move |change: &Change| matches!(change, Change::Link { name, .. } if name == link.as_str());
         monitor.subscribe_to(ours, wireguard.trigger().clone());
         let inputs = net::Inputs { settings: network_rx, model: model_rx.clone(), link: wireguard.link() };
@@ -152,6 +158,14 @@ impl Domains {
                 figures
             })
         })
+    }
+}
+
+/// Waits until the device was looked at once, whatever came of it.
+async fn first_pass(wireguard: &wireguard::Handle) {
+    let mut status = wireguard.status();
+    if tokio::time::timeout(FIRST_PASS, status.changed()).await.is_err() {
+        tracing::warn!("the tunnel device takes long; the rest starts beside it");
     }
 }
 

@@ -73,12 +73,16 @@ impl LevelHandle {
     }
 }
 
+/// What a bare `info` leaves out: a library that tells each of its steps at that level.
+const INFO: &str = "info,openraft=warn";
+
 /// Checks a level without installing it.
 ///
 /// # Errors
 /// [`TelemetryError::Level`].
 pub fn parse_level(level: &str) -> Result<EnvFilter, TelemetryError> {
-    EnvFilter::builder().parse(level).map_err(|source| TelemetryError::Level { level: level.to_owned(), source })
+    let directives = if level == "info" { INFO } else { level };
+    EnvFilter::builder().parse(directives).map_err(|source| TelemetryError::Level { level: level.to_owned(), source })
 }
 
 /// Installs the subscriber; the history keeps lines from here on and is written once it is started. Lines go to standard error; systemd's journal adds its own times, a terminal gets ours.
@@ -109,5 +113,11 @@ mod tests {
     fn a_wrong_level_names_the_key_and_what_is_accepted() {
         let error = parse_level("info,=").expect_err("not a directive").to_string();
         assert!(error.contains("log.level") && error.contains("accepted are error, warn"), "{error}");
+    }
+
+    #[test]
+    fn a_bare_info_says_nothing_of_a_librarys_steps() {
+        assert_eq!(parse_level("info").expect("a level").to_string(), "openraft=warn,info");
+        assert_eq!(parse_level("debug").expect("a level").to_string(), "debug");
     }
 }

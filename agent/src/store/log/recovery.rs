@@ -84,7 +84,8 @@ impl Journal {
                 Some(_) | None => self.expected = Some(number + 1),
             }
             let length = batch::HEADER_BYTES + body.len();
-            let records = batch::records(body).map_err(|malformed| (read.end, malformed.0))?;
+            // What stays in memory are the entries, not the segment they came in: it is as large as it may ever grow.
+            let records = batch::records(Bytes::copy_from_slice(&body)).map_err(|malformed| (read.end, malformed.0))?;
             for record in records {
                 if let batch::Parsed::Entry(entry) = &record {
                     read.highest = read.highest.max(entry.log_id.index);
