@@ -12,9 +12,10 @@ use anyhow::{Context as _, Result};
 use crate::{repo, setup};
 
 /// What is copied as it is: from the repository, to the tarball.
-const FILES: [(&str, &str); 4] = [
+const FILES: [(&str, &str); 5] = [
     ("agent/dist/weft.service", "lib/systemd/system/weft.service"),
     ("agent/dist/weft.sysusers", "lib/sysusers.d/weft.conf"),
+    ("agent/dist/sandbox.conf", "share/doc/weft/sandbox.conf"),
     ("agent/dist/weft.toml", "share/doc/weft/weft.toml"),
     ("README.md", "share/doc/weft/README.md"),
 ];

@@ -17,6 +17,9 @@ use crate::foundation::task::{self, Task};
 use crate::foundation::telemetry::LevelHandle;
 use crate::sys::memory;
 
+/// From readiness to giving back what only the start needed.
+const SETTLED: Duration = Duration::from_secs(5);
+
 /// How the loop ended.
 pub(super) enum End {
     /// Everything stays in the kernel.
@@ -136,7 +139,9 @@ pub(super) fn announce_ready(readiness: Readiness) -> Task {
         readiness.ready().await;
         info!("ready");
         notify(&[NotifyState::Ready]);
-        // Most of what a start allocates and runs is needed once, the kernel's type information above all.
+        // Most of what a start allocates and runs is needed once, the kernel's type information above all; the last of it is
+        // freed some moments after everything is up.
+        tokio::time::sleep(SETTLED).await;
         drop(tokio::task::spawn_blocking(memory::give_back).await);
     })
 }

@@ -108,6 +108,12 @@ pub(crate) const ALL: &[Scenario] = &[
         run: system::resolved,
     },
     Scenario {
+        name: "sandbox",
+        about: "where nothing is supervised, the agent works in the whole sandbox of systemd",
+        machine: Machine::System,
+        run: system::sandbox,
+    },
+    Scenario {
         name: "watchdog",
         about: "an agent that hangs is replaced by systemd, and the link stays",
         machine: Machine::System,

@@ -16,6 +16,9 @@ use crate::tool;
 
 const UNIT: &str = "weft.service";
 const LINK: &str = "weft0";
+/// What a host that supervises nothing adds to the unit.
+const SANDBOX: &str = include_str!("../../../../agent/dist/sandbox.conf");
+const DROP_IN: &str = "/etc/systemd/system/weft.service.d/sandbox.conf";
 const CONFIG: &str = "/etc/weft/weft.toml";
 const ADDRESS: &str = "10.80.0.1";
 /// Booting under emulation takes half a minute, ten times that on a busy host.
@@ -23,6 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// What the agent keeps of root (linux/capability.h): CHOWN 0, DAC_OVERRIDE 1, KILL 5, SETGID 6, SETUID 7, SETPCAP 8,
 /// NET_BIND_SERVICE 10, NET_ADMIN 12, SYS_PTRACE 19, SYS_RESOURCE 24, PERFMON 38, BPF 39.
 const KEPT: u64 = 0b1_1110_0011 | 1 << 10 | 1 << 12 | 1 << 19 | 1 << 24 | 1 << 38 | 1 << 39;
+/// The same under the sandbox: CHOWN 0, SETPCAP 8, and those of the network and BPF.
+const SANDBOXED: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 12 | 1 << 19 | 1 << 38 | 1 << 39;
+/// What no unit of ours has in its bounding set: SYS_MODULE 16, SYS_RAWIO 17, SYS_BOOT 22, SYS_TIME 25.
+const NEVER: u64 = 1 << 16 | 1 << 17 | 1 << 22 | 1 << 25;
 const GAMMA: &str = "\n[[peer]]\nname = \"gamma\"\npublic_key = \"c2NlbmFyaW9zIG9mIGEgYm9vdGVkIHN5c3RlbSwgMDI=\"\nallowed_ips = [\"10.80.0.3/32\"]\n";
 
 pub(super) fn unit(report: &mut Report) -> Result<()> {
@@ -31,9 +38,10 @@ pub(super) fn unit(report: &mut Report) -> Result<()> {
     for (pointer, wanted) in [("/wireguard/backend", "kernel"), ("/accounting/hook", "tcx"), ("/state", "ready")] {
         ensure!(status.pointer(pointer).is_some_and(|value| value == wanted), "{pointer} is not {wanted}: {status}");
     }
-    let process = format!("/proc/{}/status", property("MainPID")?);
-    let process = fs::read_to_string(&process).with_context(|| format!("failed to read {process}"))?;
+    let process = main_process()?;
     let effective = capabilities(&process, "CapEff")?;
+    let bounding = capabilities(&process, "CapBnd")?;
+    ensure!(bounding & NEVER == 0, "what the unit starts could have {:x}", bounding & NEVER);
     ensure!(effective & !KEPT == 0 && effective != 0, "the agent holds {effective:x}");
     report.note(format_args!("active; effective capabilities {effective:x}"));
     let before = index()?;
@@ -70,6 +78,32 @@ pub(super) fn resolved(report: &mut Report) -> Result<()> {
     })
 }
 
+/// Stays on for the scenarios after it.
+pub(super) fn sandbox(report: &mut Report) -> Result<()> {
+    active()?;
+    let before = index()?;
+    fs::write(DROP_IN, SANDBOX).with_context(|| format!("failed to write {DROP_IN}"))?;
+    let text = fs::read_to_string(CONFIG)?;
+    fs::write(CONFIG, format!("{text}\n[supervisor]\nenabled = false\n"))?;
+    systemctl(&["daemon-reload"])?;
+    systemctl(&["restart", UNIT])?;
+    active()?;
+    let process = main_process()?;
+    for set in ["CapEff", "CapBnd"] {
+        let held = capabilities(&process, set)?;
+        ensure!(held & !SANDBOXED == 0 && held != 0, "{set} is {held:x} in the sandbox");
+    }
+    ensure!(process.contains("NoNewPrivs:\t1"), "the agent may gain privileges");
+    ensure!(process.contains("Seccomp:\t2"), "no filter of system calls is on");
+    ensure!(index()? == before, "the link was made anew");
+    let status = weft_json(&["status"])?;
+    for (pointer, wanted) in [("/wireguard/backend", "kernel"), ("/accounting/hook", "tcx"), ("/state", "ready")] {
+        ensure!(status.pointer(pointer).is_some_and(|value| value == wanted), "{pointer} is not {wanted}: {status}");
+    }
+    report.note("everything ready with the sandbox of a host that supervises nothing");
+    Ok(())
+}
+
 pub(super) fn watchdog(report: &mut Report) -> Result<()> {
     active()?;
     let (before, first) = (index()?, property("MainPID")?);
@@ -97,6 +131,12 @@ pub(super) fn stop(report: &mut Report) -> Result<()> {
     ensure!(index().is_err(), "weft down left the link");
     report.note("link kept by the stop, gone after weft down; the hook went with the agent");
     Ok(())
+}
+
+/// The status of the agent's process (proc(5)).
+fn main_process() -> Result<String> {
+    let path = format!("/proc/{}/status", property("MainPID")?);
+    fs::read_to_string(&path).with_context(|| format!("failed to read {path}"))
 }
 
 fn active() -> Result<()> {
