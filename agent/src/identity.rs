@@ -103,6 +103,7 @@ struct Current {
     ca: CertificateDer<'static>,
     authority: Option<Arc<Authority>>,
     certificate: certificate::Facts,
+    certificate_der: CertificateDer<'static>,
     material: Material,
 }
 
@@ -222,6 +223,11 @@ impl Identity {
         self.inner.current.load().certificate.clone()
     }
 
+    /// The certificate of this node now.
+    pub fn certificate_der(&self) -> CertificateDer<'static> {
+        self.inner.current.load().certificate_der.clone()
+    }
+
     /// The mesh domain that stands in certificates.
     pub fn domain(&self) -> &str {
         &self.inner.domain
@@ -281,6 +287,32 @@ impl Identity {
     pub fn renew_with(&self, certificate_pem: String) -> Result<(), IdentityError> {
         let material = Material { certificate_pem, ..Material::clone(&self.inner.current.load().material) };
         self.replace(&material)
+    }
+
+    /// Takes the authority's key, with which this node issues certificates from now on.
+    ///
+    /// # Errors
+    /// It is not the key of this mesh's authority, or cannot be written; nothing changed.
+    pub fn take_authority(&self, key_pem: crate::foundation::secret::Secret<String>) -> Result<(), IdentityError> {
+        let material = Material { ca_key_pem: Some(key_pem), ..Material::clone(&self.inner.current.load().material) };
+        self.replace(&material)
+    }
+
+    /// Forgets the authority's key; this node issues nothing any more.
+    ///
+    /// # Errors
+    /// The file cannot be written; nothing changed.
+    pub fn give_up_authority(&self) -> Result<(), IdentityError> {
+        let material = Material { ca_key_pem: None, ..Material::clone(&self.inner.current.load().material) };
+        self.replace(&material)
+    }
+
+    /// Whose certificate this is, if a client that shows it would be believed now.
+    ///
+    /// # Errors
+    /// It is of another authority, over, or revoked.
+    pub fn client(&self, certificate: &CertificateDer<'_>) -> Result<Member, TlsError> {
+        self.inner.trust.client(certificate)
     }
 
     /// A request for the key this node has.
@@ -360,6 +392,7 @@ fn read_current(id: &NodeId, path: &Path, material: &Material) -> Result<Current
     let unusable = |source| IdentityError::Certificate { path: path.to_owned(), source };
     let ca = certificate::from_pem(&material.ca_pem).map_err(unusable)?;
     let certificate = certificate::facts(&material.certificate_pem).map_err(unusable)?;
+    let certificate_der = certificate::from_pem(&material.certificate_pem).map_err(unusable)?;
     if certificate.member.name != *id {
         let found = certificate.member.name;
         return Err(IdentityError::OtherNode { path: path.to_owned(), found, wanted: id.clone() });
@@ -369,7 +402,8 @@ fn read_current(id: &NodeId, path: &Path, material: &Material) -> Result<Current
         None => None,
     };
     let authority_key = certificate::fingerprint(&ca).map_err(unusable)?;
-    Ok(Current { mesh: authority_key.into(), authority_key, ca, authority, certificate, material: material.clone() })
+    let (mesh, material) = (authority_key.into(), material.clone());
+    Ok(Current { mesh, authority_key, ca, authority, certificate, certificate_der, material })
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! | `schema` `rows` `registry` | the tables, and every change of them |
 //! | `allocate` `acl` `project` `update` | pure: addresses, votes, mesh to model, what changed |
 //! | `keep` `follow` | where the state comes from |
+//! | `plan` `seat` | who votes and who holds the log; the authority's key goes to those who vote |
 //! | `join` | becoming a member, and leaving |
 //! | `saved` | the last good state on disk |
 //! | `remote` | other members, as this room asks them; `api` carries it |
@@ -22,6 +23,8 @@ pub mod config;
 mod follow;
 mod join;
 mod keep;
+mod plan;
+mod seat;
 mod project;
 mod registry;
 pub mod remote;
@@ -45,7 +48,7 @@ use crate::identity::Identity;
 use crate::identity::certificate::Fingerprint;
 use crate::identity::token::Token;
 use crate::model::Model;
-use crate::model::mesh::{Mesh, Ports};
+use crate::model::mesh::{Mesh, Ports, Seat};
 use crate::store::Consistency;
 use acl::Acl;
 use registry::Registry;
@@ -69,6 +72,8 @@ pub struct Inputs {
     /// What `weft.toml` says.
     pub configured: watch::Receiver<Arc<Model>>,
     pub ports: Ports,
+    /// Where the Raft listener answers, as configured.
+    pub raft_address: Option<String>,
     /// The tunnel's link.
     pub link: String,
 }
@@ -79,12 +84,12 @@ pub struct Handle {
     shared: Arc<Shared>,
     model: watch::Receiver<Arc<Model>>,
     mesh: watch::Receiver<Arc<Mesh>>,
-    _tasks: Arc<[Task; 4]>,
+    _tasks: Arc<[Task; 6]>,
 }
 
 /// Starts it. The model is there at once, from the last good state.
 pub fn start(inputs: Inputs) -> Handle {
-    let Inputs { identity, store, remote, directory, config, configured, ports, link } = inputs;
+    let Inputs { identity, store, remote, directory, config, configured, ports, raft_address, link } = inputs;
     let saved = saved::read(&directory, &identity);
     let state = saved.unwrap_or_else(|| State::empty(identity.id().clone()));
     identity.revoke(std::collections::BTreeSet::clone(&state.revoked));
@@ -97,6 +102,7 @@ pub fn start(inputs: Inputs) -> Handle {
         config,
         configured,
         ports,
+        raft_address,
         link,
         state: watch::Sender::new(Arc::new(state)),
         events: Shared::events_channel(),
@@ -112,6 +118,8 @@ pub fn start(inputs: Inputs) -> Handle {
         task::spawn("mesh", run(Arc::clone(&shared))),
         task::spawn("mesh-save", join::save(Arc::clone(&shared))),
         task::spawn("mesh-state", meshes(state, mesh_tx)),
+        task::spawn("mesh-seat", seat::run(Arc::clone(&shared))),
+        task::spawn("mesh-votes", seat::keep(Arc::clone(&shared))),
         projecting,
     ];
     Handle { shared, model, mesh, _tasks: Arc::new(tasks) }
@@ -232,22 +240,87 @@ impl Handle {
     pub async fn announce(&self, facts: &Facts, key: Fingerprint, observed: IpAddr) -> Result<Mesh, RegistryError> {
         self.shared.registry.announce(facts, key, Some(observed), SystemTime::now()).await?;
         let contents = self.shared.registry.contents(Consistency::Local).await?;
-        Ok(contents.mesh(self.shared.identity.id(), self.mesh.borrow().leader.clone()))
+        Ok(contents.mesh(self.shared.identity.id(), &self.shared.store.status().borrow()))
     }
 
-    /// Refuses a vote that the ACLs do not give.
+    /// Refuses a vote that the ACLs do not give, or that would be one too many.
     ///
     /// # Errors
     /// [`RegistryError::MayNotVote`], [`RegistryError::NoMoreVoters`].
     pub async fn judge_vote(&self, id: &NodeId) -> Result<(), RegistryError> {
-        self.shared.registry.judge_vote(id).await
+        self.shared.registry.judge_vote(id).await?;
+        let status = self.shared.store.status().borrow().clone();
+        let voters: Vec<&NodeId> =
+            status.members.iter().filter(|member| member.voter).map(|member| &member.node).collect();
+        match voters.len() {
+            count if count >= plan::MOST_VOTERS && !voters.contains(&id) => Err(RegistryError::NoMoreVoters(count)),
+            _ => Ok(()),
+        }
     }
 
-    /// Removes a member.
+    /// Notes which part a member asks for, and has the store of number `raft_id` hold the log. Without a number nothing is
+    /// changed: it only says whether it could be.
     ///
     /// # Errors
-    /// [`RegistryError`]; nothing was changed.
+    /// [`RegistryError`] says what is in the way.
+    pub async fn take_seat(
+        &self,
+        id: &NodeId,
+        seat: Seat,
+        raft_address: Option<String>,
+        raft_id: Option<u64>,
+    ) -> Result<(), RegistryError> {
+        let contents = self.shared.registry.contents(Consistency::Linearizable).await?;
+        let row = contents.nodes.into_iter().find(|row| row.member.id == *id);
+        let row = row.ok_or_else(|| RegistryError::UnknownNode(id.clone()))?;
+        let row = rows::NodeRow { seat, raft_address: raft_address.or_else(|| row.raft_address.clone()), ..row };
+        if seat == Seat::Edge {
+            // The leader takes it out of the store, if it is in it.
+            return self.shared.registry.put_seat(&row).await;
+        }
+        let members = self.shared.store.status().borrow().members.clone();
+        let known = members.iter().find(|member| member.node == *id).map(|member| member.raft_id);
+        if known.is_none() && members.len() >= plan::MOST_HOLDERS {
+            return Err(RegistryError::NoMoreHolders(members.len(), id.clone()));
+        }
+        let address = row.reached_at().ok_or_else(|| RegistryError::NoRaftAddress(id.clone()))?;
+        let Some(raft_id) = raft_id else { return Ok(()) };
+        self.shared.registry.put_seat(&row).await?;
+        if known.is_some_and(|known| known != raft_id) {
+            self.shared.store.remove(id).await?;
+        }
+        let member = crate::store::Member { raft_id, node: id.clone(), address, voter: false };
+        Ok(self.shared.store.add_learner(member).await?)
+    }
+
+    /// Whether the store's membership gives this node a vote.
+    pub fn votes(&self, id: &NodeId) -> bool {
+        self.shared.store.status().borrow().members.iter().any(|member| member.node == *id && member.voter)
+    }
+
+    /// Whether this node leads the store.
+    pub fn leads(&self) -> bool {
+        self.keeps() && self.shared.store.status().borrow().role == crate::store::Role::Leader
+    }
+
+    /// Removes a member: first from the store, so that what is left of it can still decide, then from the mesh.
+    ///
+    /// # Errors
+    /// [`RegistryError`]; the member is where it was, or out of the store only.
     pub async fn remove(&self, id: &NodeId) -> Result<(), RegistryError> {
+        self.shared.registry.refuse_unknown(id).await?;
+        let status = self.shared.store.status().borrow().clone();
+        let voters = status.members.iter().filter(|member| member.voter);
+        match voters.map(|member| &member.node).collect::<Vec<_>>().as_slice() {
+            [last] if *last == id => return Err(RegistryError::LastVoter(id.clone())),
+            _ => {}
+        }
+        if status.members.iter().any(|member| member.node == *id) {
+            if status.leader.as_ref() == Some(id) {
+                self.shared.store.transfer_leader(None).await?;
+            }
+            self.shared.store.remove(id).await?;
+        }
         self.shared.registry.remove(id, SystemTime::now()).await
     }
 

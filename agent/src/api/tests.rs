@@ -123,6 +123,7 @@ fn mesh_handle(directory: &Path) -> crate::mesh::Handle {
         config: crate::mesh::config::Config::default(),
         configured: watch::Sender::new(Arc::new(model())).subscribe(),
         ports: crate::model::mesh::Ports { raft: 0, grpc: 8443, wireguard: 51820 },
+        raft_address: None,
         link: "weft0".to_owned(),
     })
 }

@@ -21,7 +21,8 @@ pub(super) fn start(
     configured: watch::Receiver<Arc<Model>>,
     grpc_port: u16,
 ) -> (Handle, Task) {
-    let ports = Ports { raft: 0, grpc: grpc_port, wireguard: settings.wireguard.listen_port };
+    let raft = if settings.raft.enabled { settings.raft.listen.port() } else { 0 };
+    let ports = Ports { raft, grpc: grpc_port, wireguard: settings.wireguard.listen_port };
     let mesh = mesh::start(Inputs {
         identity: identity.clone(),
         store,
@@ -30,6 +31,7 @@ pub(super) fn start(
         config: settings.mesh.clone(),
         configured,
         ports,
+        raft_address: settings.raft.advertise.clone(),
         link: settings.wireguard.link.to_string(),
     });
     let renewal = keep_valid(identity.clone(), mesh.clone());

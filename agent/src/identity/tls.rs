@@ -119,6 +119,13 @@ impl Trust {
         self.anchors.store(Arc::new(anchors));
     }
 
+    /// Whose certificate this is, judged as in a handshake but for the proof of its key.
+    pub(super) fn client(&self, certificate: &CertificateDer<'_>) -> Result<certificate::Member, TlsError> {
+        self.anchors.load().clients.verify_client_cert(certificate, &[], UnixTime::now())?;
+        self.refuse_revoked(certificate)?;
+        certificate::member(Some(std::slice::from_ref(certificate))).map_err(|_not_ours| TlsError::Certificate)
+    }
+
     fn refuse_revoked(&self, end_entity: &CertificateDer<'_>) -> Result<(), rustls::Error> {
         let refused = |reason| Err(rustls::Error::InvalidCertificate(reason));
         match certificate::member(Some(std::slice::from_ref(end_entity))) {

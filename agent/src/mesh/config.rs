@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use ipnet::Ipv4Net;
 use serde::Deserialize;
 
+use crate::model::mesh::Seat;
+
 /// `[mesh]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -13,11 +15,20 @@ pub struct Config {
     pub ipv4_range: Ipv4Net,
     /// Where others reach this node; absent: the address they see, if it is one of this host.
     pub endpoint: Option<IpAddr>,
+    /// `auto`: holds the log of the mesh and votes where a vote is free; `voter`: votes; `edge`: is told what changes.
+    pub role: Seat,
+    /// Up to how many `auto` nodes a leader gives a vote; an odd number, 1 to 7.
+    pub voters: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { ipv4_range: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 80, 0, 0), 16), endpoint: None }
+        Self {
+            ipv4_range: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 80, 0, 0), 16),
+            endpoint: None,
+            role: Seat::Auto,
+            voters: 3,
+        }
     }
 }
 
@@ -28,6 +39,8 @@ pub enum ConfigError {
     HostBits { given: Ipv4Net, network: Ipv4Net },
     #[error("mesh.ipv4_range {0} holds fewer than two nodes; use a shorter prefix, at most /30")]
     TooSmall(Ipv4Net),
+    #[error("mesh.voters = {0} is not 1, 3, 5 or 7: an even number of votes survives no more failures than one less")]
+    Voters(usize),
     #[error("mesh.endpoint {0} is no address that another host could reach")]
     Endpoint(IpAddr),
 }
@@ -44,6 +57,9 @@ impl Config {
         }
         if given.prefix_len() > 30 {
             return Err(ConfigError::TooSmall(given));
+        }
+        if !matches!(self.voters, 1 | 3 | 5 | 7) {
+            return Err(ConfigError::Voters(self.voters));
         }
         match self.endpoint {
             Some(address) if address.is_unspecified() || address.is_loopback() || address.is_multicast() => {
@@ -66,5 +82,6 @@ mod tests {
         assert!(text(range("10.1.2.4/31")).contains("at most /30"));
         let endpoint = Config { endpoint: Some("127.0.0.1".parse().expect("an address")), ..Config::default() };
         assert!(text(endpoint).contains("mesh.endpoint 127.0.0.1"));
+        assert!(text(Config { voters: 2, ..Config::default() }).contains("mesh.voters = 2"));
     }
 }

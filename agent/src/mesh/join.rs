@@ -18,6 +18,7 @@ use crate::identity::certificate::{self, CertificateError, MeshId};
 use crate::identity::request::Request;
 use crate::identity::token::{NotAToken, Token};
 use crate::identity::{IdentityError, Material};
+use crate::model::mesh::Member;
 use crate::sys::file::FileError;
 
 /// The port of the contract, where an address names none.
@@ -32,7 +33,10 @@ pub enum JoinError {
     Address(String),
     #[error("this node is a member of mesh {0} already; `weft leave` first")]
     Member(MeshId),
-    #[error("this node founded mesh {mesh}, which has {others} other members; have them leave first")]
+    #[error(
+        "this node founded mesh {mesh} or has its only vote, and it has {others} other members; have them leave first, or let \
+         another one vote (mesh.role = \"voter\" there)"
+    )]
     Founder { mesh: MeshId, others: usize },
     #[error("the token is of the mesh that this node founded; use it on the node that is to join")]
     OwnToken,
@@ -46,6 +50,8 @@ pub enum JoinError {
     OtherAuthority,
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error("failed to give the lead of the mesh away")]
+    Store(#[from] crate::store::StoreError),
     #[error("failed to keep the state of the mesh")]
     State(#[source] FileError),
     #[error("this node is alone in its mesh and has nothing to leave")]
@@ -132,9 +138,12 @@ fn refuse_others(shared: &Shared, token: &Token) -> Result<(), JoinError> {
     if !shared.keeps() {
         return Err(JoinError::Member(mesh));
     }
-    match shared.state.borrow().mesh.members.len() {
-        0 | 1 => Ok(()),
-        members => Err(JoinError::Founder { mesh, others: members - 1 }),
+    let state = Arc::clone(&shared.state.borrow());
+    let others: Vec<&Arc<Member>> = state.mesh.members.values().filter(|member| member.id != state.mesh.own).collect();
+    match (others.len(), others.iter().any(|member| member.is_voter)) {
+        (0, _) => Ok(()),
+        (_, true) => Err(JoinError::Member(mesh)),
+        (others, false) => Err(JoinError::Founder { mesh, others }),
     }
 }
 
@@ -156,13 +165,18 @@ fn with_port(address: &str) -> Result<String, JoinError> {
 /// Leaves the mesh, and founds one of its own again.
 pub(super) async fn leave(shared: &Arc<Shared>) -> Result<MeshId, JoinError> {
     let left = shared.identity.mesh();
-    if shared.keeps() {
+    let own = shared.identity.id().clone();
+    let store = Arc::clone(&shared.store.status().borrow());
+    let has_other_voters = store.members.iter().any(|member| member.voter && member.node != own);
+    if shared.keeps() && !has_other_voters {
         return Err(match shared.state.borrow().mesh.members.len() {
             0 | 1 => JoinError::Alone,
             members => JoinError::Founder { mesh: left, others: members - 1 },
         });
     }
-    let own = shared.identity.id().clone();
+    if shared.keeps() && store.leader.as_ref() == Some(&own) {
+        shared.store.transfer_leader(None).await?;
+    }
     dismissed(shared, &own).await?;
     blocking(shared, found_anew).await?;
     Ok(left)
@@ -171,14 +185,20 @@ pub(super) async fn leave(shared: &Arc<Shared>) -> Result<MeshId, JoinError> {
 /// Has the mesh remove this node; one that removed it before is as good.
 async fn dismissed(shared: &Shared, own: &NodeId) -> Result<(), JoinError> {
     let mut failed = JoinError::NoKeeper;
-    for place in shared.keepers() {
-        match shared.remote.leave(place, own.clone()).await {
-            Ok(()) | Err(RemoteError::Dismissed(_)) => return Ok(()),
-            Err(error) => failed = error.into(),
+    // The word that this node is revoked is lost when the connection breaks before it is read.
+    for _attempt in 0..ATTEMPTS {
+        for place in shared.keepers() {
+            match shared.remote.leave(place, own.clone()).await {
+                Ok(()) | Err(RemoteError::Dismissed(_)) => return Ok(()),
+                Err(error) => failed = error.into(),
+            }
         }
     }
     Err(failed)
 }
+
+/// How often the members are asked to let this node go.
+const ATTEMPTS: usize = 3;
 
 /// Where this node keeps the newest state it knows.
 pub(super) async fn save(shared: Arc<Shared>) {

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use super::allocate;
 use super::registry::{Contents, RegistryError};
 use super::schema::TABLES;
+use super::seat;
 use super::shared::Shared;
 use super::update::{State, Update};
 use crate::foundation::error::chain;
@@ -16,6 +17,10 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Runs until this node follows another one.
 pub(super) async fn run(shared: &Shared) {
+    while let Err(error) = seat::own_store(shared).await {
+        shared.say(vec![format!("the store of the mesh before cannot be laid aside: {}", chain(&error))]);
+        tokio::time::sleep(RETRY).await;
+    }
     shared.store.ready().await;
     while let Err(error) = found(shared).await {
         shared.say(vec![format!("the mesh was not founded: {}", chain(&error))]);
@@ -70,7 +75,6 @@ async fn spread(shared: &Shared) -> Result<(), RegistryError> {
 
 /// Everything the store holds, with who leads now.
 pub(super) fn complete(shared: &Shared, contents: &Contents) -> Update {
-    let leader = shared.store.status().borrow().leader.clone();
-    let mesh = contents.mesh(shared.identity.id(), leader);
+    let mesh = contents.mesh(shared.identity.id(), &shared.store.status().borrow());
     State { mesh, revoked: Arc::new(contents.revoked.clone()) }.complete()
 }

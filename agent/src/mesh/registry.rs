@@ -18,7 +18,7 @@ use crate::foundation::id::NodeId;
 use crate::identity::certificate::Fingerprint;
 use crate::identity::token::{ATTEMPTS, NoRandomness, Refusal, Token, Verdict};
 use crate::model::mesh::{Member, Mesh};
-use crate::store::{Consistency, Handle as Store, Refusal as StoreRefusal, Rows, Statement, StoreError};
+use crate::store::{Consistency, Handle as Store, Refusal as StoreRefusal, Rows, Statement, Status, StoreError};
 
 /// Attempts at a change that another one got in the way of.
 const ATTEMPTS_AT_ONCE: usize = 16;
@@ -48,16 +48,23 @@ pub enum RegistryError {
     KeyTaken(NodeId),
     #[error("there is no node {0} in this mesh")]
     UnknownNode(NodeId),
-    #[error("{0} founded this mesh and keeps its state; it cannot leave while it has other members")]
-    Founder(NodeId),
+    #[error("{0} is the only node with a vote in this mesh; it cannot leave while the mesh has other members")]
+    LastVoter(NodeId),
     #[error("there is no ACL {0:?}")]
     UnknownAcl(String),
     #[error("there is no token {0}; `weft token list` names them")]
     UnknownToken(String),
     #[error("node {node} may not vote: {reason}; `weft acl` shows the ACLs")]
     MayNotVote { node: NodeId, reason: String },
-    #[error("votes are held by the node that founded the mesh; join without as_voter")]
-    NoMoreVoters,
+    #[error("{0} nodes vote already; more make every change slower and nothing safer: join without as_voter")]
+    NoMoreVoters(usize),
+    #[error("{0} nodes hold the log already, which is enough; node {1} is told what changes")]
+    NoMoreHolders(usize, NodeId),
+    #[error(
+        "the other nodes do not know where the Raft listener of {0} answers: set raft.advertise or mesh.endpoint there, and \
+         raft.enabled if it is off; or mesh.role = \"edge\", which needs none"
+    )]
+    NoRaftAddress(NodeId),
     #[error("others keep changing the same things; try again")]
     Contention,
 }
@@ -113,6 +120,11 @@ impl Registry {
         Ok(rows::column(MESH, "value", &found, "a network")?.pop())
     }
 
+    /// Whose mesh the tables hold.
+    pub(super) async fn authority(&self) -> Result<Option<Fingerprint>, RegistryError> {
+        self.head("authority").await
+    }
+
     /// Makes the mesh of one where the tables hold none or another authority's, and says how its founder is now.
     pub(super) async fn found(
         &self,
@@ -122,8 +134,7 @@ impl Registry {
         (range, prefix): (Ipv4Net, Ipv6Net),
         now: SystemTime,
     ) -> Result<(), RegistryError> {
-        let known: Option<Fingerprint> = self.head("authority").await?;
-        if known != Some(authority) {
+        if self.authority().await? != Some(authority) {
             let mut statements: Vec<Statement> = [MESH, NODES, REVOKED, TOKENS, ACLS]
                 .map(|table| Statement::new(format!("DELETE FROM {table}")).touching(table))
                 .into();
@@ -149,12 +160,11 @@ impl Registry {
         for _attempt in 0..ATTEMPTS_AT_ONCE {
             let contents = self.contents(Consistency::Linearizable).await?;
             let known = contents.nodes.iter().find(|row| row.member.id == facts.id);
-            if known.is_none() && !is_founding {
+            if known.is_none() && !(is_founding && contents.nodes.is_empty()) {
                 return Err(RegistryError::UnknownNode(facts.id.clone()));
             }
             refuse_contradictions(&contents, facts, key, known)?;
-            let mut row = placed(&contents, facts, key, observed, now)?;
-            row.member.is_voter = known.map_or(is_founding, |known| known.member.is_voter);
+            let row = placed(&contents, facts, key, observed, now)?;
             if known.is_some_and(|known| is_as_known(known, &row)) {
                 return Ok(());
             }
@@ -227,15 +237,27 @@ impl Registry {
         }
     }
 
+    /// Refuses what is no member.
+    pub(super) async fn refuse_unknown(&self, id: &NodeId) -> Result<(), RegistryError> {
+        let contents = self.contents(Consistency::Linearizable).await?;
+        let known = contents.nodes.iter().any(|row| row.member.id == *id);
+        if known { Ok(()) } else { Err(RegistryError::UnknownNode(id.clone())) }
+    }
+
+    /// Writes which part in the consensus a node asks for, where that differs from what is known.
+    pub(super) async fn put_seat(&self, row: &NodeRow) -> Result<(), RegistryError> {
+        let sql = "UPDATE weft_members SET seat = ?2, raft_address = ?3 WHERE id = ?1 AND (seat, raft_address) IS NOT (?2, ?3)";
+        let put = Statement::new(sql).bind(row.member.id.to_string()).bind(row.seat.as_str());
+        self.store.exec(put.bind(row.raft_address.clone()).touching(NODES)).await?;
+        Ok(())
+    }
+
     /// Removes a node: its addresses are free and its key is refused.
     pub(super) async fn remove(&self, id: &NodeId, now: SystemTime) -> Result<(), RegistryError> {
         let contents = self.contents(Consistency::Linearizable).await?;
         let known = contents.nodes.iter().find(|row| row.member.id == *id);
         let known = known.ok_or_else(|| RegistryError::UnknownNode(id.clone()))?;
-        if known.member.is_voter {
-            return Err(RegistryError::Founder(id.clone()));
-        }
-        let delete = Statement::new("DELETE FROM weft_nodes WHERE id = ?1").bind(id.to_string());
+        let delete = Statement::new("DELETE FROM weft_members WHERE id = ?1").bind(id.to_string());
         let statements = vec![delete.touching(NODES).expecting(1), revoke(known, now)];
         if self.lost_race(statements).await? { Err(RegistryError::UnknownNode(id.clone())) } else { Ok(()) }
     }
@@ -311,16 +333,11 @@ impl Registry {
         }
     }
 
-    /// Refuses a vote that the ACLs do not give, or that cannot be given.
+    /// Refuses a vote that the ACLs do not give.
     pub(super) async fn judge_vote(&self, id: &NodeId) -> Result<(), RegistryError> {
         let acls = self.acls(Consistency::Linearizable).await?;
         let (allowed, reason) = acl::may_vote(&acls, id.as_str());
-        if !allowed {
-            return Err(RegistryError::MayNotVote { node: id.clone(), reason });
-        }
-        let contents = self.contents(Consistency::Local).await?;
-        let is_voter = contents.nodes.iter().any(|row| row.member.id == *id && row.member.is_voter);
-        if is_voter { Ok(()) } else { Err(RegistryError::NoMoreVoters) }
+        if allowed { Ok(()) } else { Err(RegistryError::MayNotVote { node: id.clone(), reason }) }
     }
 }
 
@@ -371,7 +388,7 @@ fn placed(
     };
     let before = known.map(|known| (known.member.ipv4, known.member.ipv6));
     // Who founds a mesh may have had its addresses before, whatever the range.
-    let is_founder = known.map_or(contents.nodes.is_empty(), |known| known.member.is_voter);
+    let is_founder = known.map_or(contents.nodes.is_empty(), |known| known.is_founder);
     let (ipv4, ipv6) = addresses(&others, facts, before, is_founder)?;
     let seen = observed.filter(|address| facts.interfaces.contains(address) && !address.is_loopback());
     let before = known.and_then(|known| known.member.primary_endpoint);
@@ -384,11 +401,13 @@ fn placed(
         ports: facts.ports,
         ipv4,
         ipv6,
-        is_voter: known.is_some_and(|known| known.member.is_voter),
+        is_voter: false,
         created_at: known.map_or(now, |known| known.member.created_at),
         updated_at: now,
     };
-    Ok(NodeRow { member, certificate_key: key })
+    let seat = facts.seat.or(known.map(|known| known.seat)).unwrap_or_default();
+    let raft_address = facts.raft_address.clone().or_else(|| known.and_then(|known| known.raft_address.clone()));
+    Ok(NodeRow { member, certificate_key: key, is_founder, seat, raft_address })
 }
 
 /// The addresses its configuration names, else those it has, else free ones.
@@ -440,15 +459,19 @@ fn free_ipv6(contents: &Contents, facts: &Facts) -> Result<Option<Ipv6Net>, Allo
 /// Whether nothing but the time differs.
 fn is_as_known(known: &NodeRow, row: &NodeRow) -> bool {
     let member = Member { updated_at: known.member.updated_at, ..row.member.clone() };
-    NodeRow { member, certificate_key: row.certificate_key } == *known
+    NodeRow { member, ..row.clone() } == *known
 }
 
 impl Contents {
-    /// The mesh as members see it.
-    pub(super) fn mesh(&self, own: &NodeId, leader: Option<NodeId>) -> Mesh {
+    /// The mesh as members see it; who votes and who leads is what the store says.
+    pub(super) fn mesh(&self, own: &NodeId, store: &Status) -> Mesh {
+        let leader = store.leader.clone();
+        let voters: BTreeSet<&NodeId> =
+            store.members.iter().filter(|member| member.voter).map(|member| &member.node).collect();
         let mut mesh = Mesh { leader, ipv4: self.ipv4, ipv6: self.ipv6, ..Mesh::empty(own.clone()) };
         for row in &self.nodes {
-            mesh.members.insert(row.member.id.clone(), std::sync::Arc::new(row.member.clone()));
+            let is_voter = voters.contains(&row.member.id);
+            mesh.members.insert(row.member.id.clone(), std::sync::Arc::new(Member { is_voter, ..row.member.clone() }));
         }
         mesh
     }

@@ -8,10 +8,11 @@ use ipnet::IpNet;
 
 use super::update::Update;
 use crate::foundation::id::NodeId;
+use crate::foundation::secret::Secret;
 use crate::identity::request::Request;
 use crate::identity::token::Token;
 use crate::model::key::PublicKey;
-use crate::model::mesh::Ports;
+use crate::model::mesh::{Ports, Seat};
 
 /// What a node says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +26,10 @@ pub struct Facts {
     pub interfaces: Vec<IpAddr>,
     /// The addresses it wants and no others, from its configuration; empty: the mesh gives them.
     pub addresses: Vec<IpNet>,
+    /// What part in the consensus it asks for; `None`: as before.
+    pub seat: Option<Seat>,
+    /// Where its Raft listener answers, as configured.
+    pub raft_address: Option<String>,
 }
 
 /// What a joiner asks for.
@@ -75,6 +80,11 @@ pub trait Remote: Send + Sync + std::fmt::Debug + 'static {
     ) -> BoxFuture<'static, Result<BoxStream<'static, Result<Update, RemoteError>>, RemoteError>>;
     /// Has this node removed.
     fn leave(&self, place: Place, id: NodeId) -> BoxFuture<'static, Result<(), RemoteError>>;
+    /// Tells the mesh which part in the consensus this node, now with the store `raft_id`, asks for. Without a number it only
+    /// asks whether it would be let in.
+    fn take_seat(&self, place: Place, own: Facts, raft_id: Option<u64>) -> BoxFuture<'static, Result<(), RemoteError>>;
+    /// The key of the authority in PEM, for a node with a vote.
+    fn authority(&self, place: Place) -> BoxFuture<'static, Result<Secret<String>, RemoteError>>;
     /// Another certificate for the key of `request`.
     fn renew(&self, place: Place, request: Request) -> BoxFuture<'static, Result<String, RemoteError>>;
 }

@@ -1,6 +1,6 @@
 //! Rows of the store to typed values and back. Pure.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +11,7 @@ use super::registry::TokenInfo;
 use super::schema::NODES;
 use crate::identity::certificate::Fingerprint;
 use crate::identity::token::{Record, TokenId};
-use crate::model::mesh::{Member, Ports};
+use crate::model::mesh::{Member, Ports, Seat};
 use crate::store::{Rows, Statement, Value};
 
 /// A row that no version of Weft has written.
@@ -27,26 +27,43 @@ pub struct RowError {
 /// A member with what only the store keeps about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NodeRow {
+    /// Without its vote, which the store's membership says.
     pub(super) member: Member,
     pub(super) certificate_key: Fingerprint,
+    /// Whether it made this mesh.
+    pub(super) is_founder: bool,
+    /// What it asks for.
+    pub(super) seat: Seat,
+    /// Where its Raft listener answers, if it said so.
+    pub(super) raft_address: Option<String>,
+}
+
+impl NodeRow {
+    /// Where other members of the store reach it; `None`: nowhere that is known.
+    pub(super) fn reached_at(&self) -> Option<String> {
+        let Member { primary_endpoint, ports, .. } = &self.member;
+        let derived = || primary_endpoint.map(|address| SocketAddr::from((address, ports.raft)).to_string());
+        self.raft_address.clone().or_else(derived).filter(|_| ports.raft != 0)
+    }
 }
 
 const COLUMNS: &str = "id, public_key, certificate_key, raft_port, grpc_port, wireguard_port, primary_endpoint, endpoints, \
-                       ipv4, ipv6, is_voter, created_at, updated_at";
+                       ipv4, ipv6, is_founder, created_at, updated_at, seat, raft_address";
 
 /// All nodes, in the order of their ids.
 pub(super) fn select_nodes() -> Statement {
-    Statement::new(format!("SELECT {COLUMNS} FROM weft_nodes ORDER BY id"))
+    Statement::new(format!("SELECT {COLUMNS} FROM weft_members ORDER BY id"))
 }
 
 /// Writes a node in the place of the one with its id.
 pub(super) fn put_node(row: &NodeRow) -> Statement {
-    let NodeRow { member, certificate_key } = row;
+    let NodeRow { member, certificate_key, is_founder, seat, raft_address } = row;
     let endpoints: Vec<String> = member.endpoints.iter().map(IpAddr::to_string).collect();
     Statement::new(format!(
-        "INSERT INTO weft_nodes ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) \
+        "INSERT INTO weft_members ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) \
          ON CONFLICT (id) DO UPDATE SET public_key = ?2, certificate_key = ?3, raft_port = ?4, grpc_port = ?5, \
-         wireguard_port = ?6, primary_endpoint = ?7, endpoints = ?8, ipv4 = ?9, ipv6 = ?10, is_voter = ?11, updated_at = ?13"
+         wireguard_port = ?6, primary_endpoint = ?7, endpoints = ?8, ipv4 = ?9, ipv6 = ?10, is_founder = ?11, updated_at = ?13, \
+         seat = ?14, raft_address = ?15"
     ))
     .bind(member.id.to_string())
     .bind(member.public_key.to_string())
@@ -58,9 +75,11 @@ pub(super) fn put_node(row: &NodeRow) -> Statement {
     .bind(endpoints.join(","))
     .bind(member.ipv4.map(|address| address.to_string()))
     .bind(member.ipv6.map(|network| network.to_string()).unwrap_or_default())
-    .bind(i64::from(member.is_voter))
+    .bind(i64::from(*is_founder))
     .bind(seconds(member.created_at))
     .bind(seconds(member.updated_at))
+    .bind(seat.as_str())
+    .bind(raft_address.clone())
     .touching(NODES)
     .expecting(1)
 }
@@ -90,11 +109,17 @@ fn node(row: &[Value]) -> Result<NodeRow, RowError> {
         endpoints: endpoints.map_err(|_source| wrong(NODES, "endpoints", row.get(7), "addresses"))?,
         ipv4: optional::<Ipv4Addr>(NODES, "ipv4", row.get(8), "an IPv4 address")?,
         ipv6: Some(parsed::<Ipv6Net>(NODES, "ipv6", row.get(9), "an IPv6 network")?),
-        is_voter: row.get(10).and_then(Value::as_integer) == Some(1),
+        is_voter: false,
         created_at: time(NODES, "created_at", row.get(11))?,
         updated_at: time(NODES, "updated_at", row.get(12))?,
     };
-    Ok(NodeRow { member, certificate_key: parsed(NODES, "certificate_key", row.get(2), "a fingerprint")? })
+    Ok(NodeRow {
+        member,
+        certificate_key: parsed(NODES, "certificate_key", row.get(2), "a fingerprint")?,
+        is_founder: row.get(10).and_then(Value::as_integer) == Some(1),
+        seat: parsed(NODES, "seat", row.get(13), "auto, voter or edge")?,
+        raft_address: optional(NODES, "raft_address", row.get(14), "HOST:PORT")?,
+    })
 }
 
 pub(super) fn select_token(id: TokenId) -> Statement {

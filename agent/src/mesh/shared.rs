@@ -14,7 +14,7 @@ use super::update::{Event, State, Update, events};
 use crate::foundation::id::NodeId;
 use crate::identity::Identity;
 use crate::model::Model;
-use crate::model::mesh::{Member, Ports};
+use crate::model::mesh::{Member, Ports, Seat};
 use crate::sys::interfaces;
 
 /// Events that a slow reader may be behind; one that lags reads the state anew.
@@ -38,6 +38,8 @@ pub(super) struct Shared {
     /// What `weft.toml` says.
     pub(super) configured: watch::Receiver<Arc<Model>>,
     pub(super) ports: Ports,
+    /// Where its Raft listener answers, as configured.
+    pub(super) raft_address: Option<String>,
     /// The tunnel's link, whose addresses are no way to this node.
     pub(super) link: String,
     pub(super) state: watch::Sender<Arc<State>>,
@@ -72,7 +74,14 @@ impl Shared {
             endpoint: self.config.endpoint,
             interfaces: interfaces::reachable(&self.link),
             addresses: configured.node.addresses.clone(),
+            seat: Some(self.seat()),
+            raft_address: self.raft_address.clone(),
         }
+    }
+
+    /// The part in the consensus this node asks for; without a Raft listener there is only one.
+    pub(super) fn seat(&self) -> Seat {
+        if self.ports.raft == 0 { Seat::Edge } else { self.config.role }
     }
 
     /// Spreads a state: to the model, the followers, the listeners of events, and what refuses revoked keys.

@@ -55,6 +55,43 @@ pub struct Ports {
     pub wireguard: u16,
 }
 
+/// What part in the consensus a node asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Seat {
+    /// Holds the log, and votes where a vote is free.
+    #[default]
+    Auto,
+    /// Votes.
+    Voter,
+    /// Holds no log: is told what changes.
+    Edge,
+}
+
+impl Seat {
+    /// Its name in the configuration, on the wire and in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Voter => "voter",
+            Self::Edge => "edge",
+        }
+    }
+}
+
+/// Text that is no [`Seat`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a role is auto, voter or edge")]
+pub struct NotASeat;
+
+impl std::str::FromStr for Seat {
+    type Err = NotASeat;
+
+    fn from_str(text: &str) -> Result<Self, NotASeat> {
+        [Self::Auto, Self::Voter, Self::Edge].into_iter().find(|seat| seat.as_str() == text).ok_or(NotASeat)
+    }
+}
+
 /// What a member is in the consensus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {

@@ -45,8 +45,8 @@ const ORDERS: usize = 4;
 /// What the task is asked to do.
 #[derive(Debug)]
 pub(super) enum Order {
-    /// Lay the store aside and open an empty one that waits to be added.
-    StartOver(oneshot::Sender<Result<(), String>>),
+    /// Lay the store aside and open an empty one that begins so.
+    StartOver(Formation, oneshot::Sender<Result<(), String>>),
 }
 
 /// Why this member did not propose something itself. Nothing was proposed.
@@ -178,8 +178,8 @@ async fn keep_open(
                 blocker = None;
                 match keep_running(&inputs, running, &shared, &mut orders, &mut stop).await {
                     End::Stopped => return,
-                    End::StartOver(done) => {
-                        let aside = lay_aside(&inputs.directory).map_err(|error| chain(&error));
+                    End::StartOver(formation, done) => {
+                        let aside = lay_aside(&inputs.directory, formation).map_err(|error| chain(&error));
                         // Whoever asked may have gone.
                         done.send(aside).unwrap_or_default();
                         continue;
@@ -202,7 +202,7 @@ async fn keep_open(
 enum End {
     Stopped,
     Failed(String),
-    StartOver(oneshot::Sender<Result<(), String>>),
+    StartOver(Formation, oneshot::Sender<Result<(), String>>),
 }
 
 async fn keep_running(
@@ -223,23 +223,26 @@ async fn keep_running(
     let end = tokio::select! {
         failed = watch_over(&running, shared) => End::Failed(failed),
         () = stop.requested() => End::Stopped,
-        Some(Order::StartOver(done)) = orders.recv() => End::StartOver(done),
+        Some(Order::StartOver(formation, done)) = orders.recv() => End::StartOver(formation, done),
     };
     shared.running.store(None);
     close(running).await;
     end
 }
 
-/// Moves the store of a node away, and notes beside the next one that it waits to be added.
-fn lay_aside(directory: &Path) -> Result<(), OpenError> {
+/// Moves the store of a node away, and notes in the next one whether it waits to be added.
+fn lay_aside(directory: &Path, formation: Formation) -> Result<(), OpenError> {
     let failed = |action, path: &Path| {
         let path = path.to_owned();
         move |source| OpenError::File { action, path, source }
     };
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let moment = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let name = directory.file_name().unwrap_or_default().to_string_lossy();
-    let kept = directory.with_file_name(format!("{name}.left-{seconds}"));
+    let kept = directory.with_file_name(format!("{name}.left-{moment}"));
     fs::rename(directory, &kept).map_err(failed("move away", directory))?;
+    if formation == Formation::Alone {
+        return Ok(());
+    }
     let files = Files::of(directory);
     let lock = files.take()?;
     file::write_atomic(&files.joining, b"", 0o600).map_err(|error| failed("write", &files.joining)(error.source))?;

@@ -9,6 +9,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use weft_proto::v1::{RaftApplyResponse, RaftLogEntry};
 
+use super::Formation;
 use super::changes::{Changes, Watchers};
 use super::contract;
 use super::core::{Order, Rejected, Running};
@@ -240,10 +241,22 @@ impl Handle {
     /// # Errors
     /// [`StoreError::NotRunning`]: the store was stopped or could not be opened anew.
     pub async fn start_over(&self) -> Result<u64, StoreError> {
+        self.start_anew(Formation::Join).await
+    }
+
+    /// Lays the store of this node aside and opens an empty one that is a cluster of one. Gives its number.
+    ///
+    /// # Errors
+    /// As [`Handle::start_over`].
+    pub async fn begin_alone(&self) -> Result<u64, StoreError> {
+        self.start_anew(Formation::Alone).await
+    }
+
+    async fn start_anew(&self, formation: Formation) -> Result<u64, StoreError> {
         let before = self.raft_id();
         let (done, began) = oneshot::channel();
         let stopped = || StoreError::NotRunning("it was stopped".to_owned());
-        self.shared.orders.send(Order::StartOver(done)).await.map_err(|_gone| stopped())?;
+        self.shared.orders.send(Order::StartOver(formation, done)).await.map_err(|_gone| stopped())?;
         began.await.map_err(|_gone| stopped())?.map_err(StoreError::NotRunning)?;
         let opened = async {
             loop {

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, ServerState};
@@ -25,6 +26,8 @@ const CATCH_UP_PATIENCE: Duration = Duration::from_secs(60);
 const TRANSFER_PATIENCE: Duration = Duration::from_secs(5);
 /// The most members with a vote.
 const MOST_VOTERS: usize = 7;
+/// A member that answered within this time is there.
+const LIVELY: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(10);
 
 type Failed = RaftError<Config, ClientWriteError<Config>>;
@@ -98,7 +101,18 @@ impl Running {
                 voters.len()
             ));
         }
+        if !self.answers(member) {
+            return membership(format!("{node} does not answer; with its vote the others might be no majority"));
+        }
         self.change(ChangeMembers::AddVoterIds(BTreeSet::from([member]))).await
+    }
+
+    /// Whether `member` answered this leader a moment ago.
+    fn answers(&self, member: u64) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let heard = metrics.heartbeat.as_ref().and_then(|members| members.get(&member).copied().flatten());
+        heard.is_some_and(|at| at.elapsed() < LIVELY)
     }
 
     async fn demote(&self, node: &NodeId) -> Result<(), StoreError> {

@@ -70,7 +70,7 @@ def node(connection):
     refused(grpc.StatusCode.UNIMPLEMENTED, stub.NegotiateDataChannel, iter([v1.DataChannelNegotiation()]), words="data channels")
     refused(grpc.StatusCode.PERMISSION_DENIED, stub.Join, v1.JoinRequest(id="ops", public_key=KEY), words="ops")
     refused(grpc.StatusCode.NOT_FOUND, stub.Leave, v1.LeaveRequest(id="nobody-here"))
-    refused(grpc.StatusCode.FAILED_PRECONDITION, stub.Leave, v1.LeaveRequest(id=LEADER), words="founded")
+    refused(grpc.StatusCode.FAILED_PRECONDITION, stub.Leave, v1.LeaveRequest(id=LEADER), words="only node with a vote")
     preferred = stub.GetStatus(v1.GetStatusRequest(), timeout=DEADLINE, metadata=[("prefer-leader", "true")])
     assert preferred.id == LEADER, preferred
 
@@ -126,7 +126,13 @@ def as_member():
         other_key = v1.JoinRequest(**{**request, "public_key": "not a key"})
         refused(grpc.StatusCode.INVALID_ARGUMENT, stub.Join, other_key, words="WireGuard key")
         refused(grpc.StatusCode.PERMISSION_DENIED, stub.Leave, v1.LeaveRequest(id=LEADER))
-        refused(grpc.StatusCode.PERMISSION_DENIED, services.AdminStub(member).PutRaftACL, acls.RaftACL(name="x", patterns=["*"]))
+        put, everybody = services.AdminStub(member).PutRaftACL, acls.RaftACL(name="x", patterns=["*"])
+        refused(grpc.StatusCode.PERMISSION_DENIED, put, everybody)
+        for claim in ("administrator", "local", "operator/ops/00", "certificate AAAA"):
+            forged = [("x-webmesh-proxied-for", claim), ("x-webmesh-proxied-from", LEADER)]
+            call = lambda request, timeout: put(request, timeout=timeout, metadata=forged)  # noqa: E731
+            refused(grpc.StatusCode.UNAUTHENTICATED, call, everybody, words=OTHER)
+        refused(grpc.StatusCode.PERMISSION_DENIED, lambda *_, timeout: raw(member, "/weft.v1.Membership/GetAuthority"), words="no vote")
 
 
 def others(connection):
@@ -136,7 +142,13 @@ def others(connection):
     forged = [("x-webmesh-proxied-for", "local")]
     issue = connection.unary_unary("/weft.v1.Certificates/Issue")
     refused(grpc.StatusCode.PERMISSION_DENIED, lambda request, timeout: issue(request, timeout=timeout, metadata=forged), b"")
+    prefer = [("x-webmesh-prefer-leader", "true")]
+    watch = connection.unary_stream("/weft.v1.Membership/WatchMesh")(b"", timeout=DEADLINE, metadata=prefer)
+    assert LEADER.encode() in next(iter(watch)), "a stream comes from the leader"
+    watch.cancel()
     start = services.WebRTCStub(connection).StartDataChannel
+    both = lambda request, timeout: start(request, timeout=timeout, metadata=prefer)  # noqa: E731
+    refused(grpc.StatusCode.UNIMPLEMENTED, both, iter([v1.StartDataChannelRequest(node_id=NODE)]), words="data channels")
     refused(grpc.StatusCode.UNIMPLEMENTED, start, iter([v1.StartDataChannelRequest(node_id=NODE)]), words="data channels")
     refused(grpc.StatusCode.PERMISSION_DENIED, lambda *_, timeout: raw(connection, "/weft.v1.Certificates/Issue"))
     # ServerReflectionRequest { list_services: "" }

@@ -20,6 +20,8 @@ pub(in crate::api) enum Caller {
     Local,
     /// The holder of a certificate of this mesh.
     Member(Member),
+    /// The administrator of a node that votes, by that node's word.
+    Administrator(NodeId),
     /// Over TLS without a certificate.
     Nobody,
 }
@@ -28,7 +30,7 @@ impl Caller {
     /// Whether the caller may administer the mesh.
     pub(super) fn is_operator(&self) -> bool {
         match self {
-            Self::Local => true,
+            Self::Local | Self::Administrator(_) => true,
             Self::Member(member) => member.role == Role::Operator,
             Self::Nobody => false,
         }
@@ -92,22 +94,55 @@ fn judge(caller: &Caller, path: &str) -> Result<(), Status> {
             member.name,
             member.role.as_str()
         ))),
-        (false, Caller::Local, _) => Err(Status::new(Code::PermissionDenied, format!("{path} is not for this socket"))),
+        (false, Caller::Local | Caller::Administrator(_), _) => {
+            Err(Status::new(Code::PermissionDenied, format!("{path} is not for this socket")))
+        }
     }
 }
 
-/// Lets a request through to its service, or answers why not.
+/// Lets a request through to its service, hands it on, or answers why not.
 pub(super) async fn authorize(State(sources): State<Arc<Sources>>, mut request: Request, next: Next) -> Response<Body> {
     let caller = request.extensions().get::<Caller>().cloned().unwrap_or(Caller::Nobody);
-    let caller = proxy::proven(&caller, request.headers_mut());
-    request.extensions_mut().insert(caller.clone());
-    match judge(&caller, request.uri().path()) {
-        Ok(()) if !sources.mesh_handle.keeps() && proxy::is_for_leader(request.uri().path(), request.headers()) => {
-            proxy::hand_on(&sources, &caller, request).await
+    let arrival = match proxy::arrive(&sources, &caller, &mut request) {
+        Ok(arrival) => arrival,
+        Err(refusal) => return refusal.into_http(),
+    };
+    request.extensions_mut().insert(arrival.caller.clone());
+    let mesh = &sources.mesh_handle;
+    let path = request.uri().path();
+    let is_elsewhere = proxy::is_elsewhere(path, request.headers(), mesh.keeps(), mesh.leads());
+    let judged = judge(&arrival.caller, path).and_then(|()| match (arrival.is_handed_on, &arrival.caller) {
+        (true, _) if is_direct(path) => Err(Status::permission_denied(format!("{path} is never handed on"))),
+        (true, _) if is_elsewhere => Err(Status::unavailable(format!(
+            "{} was asked in place of the leader and does not keep the state of the mesh",
+            sources.identity.id()
+        ))),
+        (false, Caller::Local) if is_elsewhere && !mesh.keeps() && audience(path) == Audience::Operators => {
+            Err(not_here(&sources, path))
         }
+        _ => Ok(()),
+    });
+    match judged {
+        Ok(()) if is_elsewhere => proxy::hand_on(&sources, &arrival.caller, request).await,
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_http(),
     }
+}
+
+/// What a node says about itself to another one, with nobody between.
+fn is_direct(path: &str) -> bool {
+    path == "/weft.v1.Membership/GetAuthority"
+}
+
+/// Root of a node without a vote is that node to the others, and a node does not administer the mesh.
+fn not_here(sources: &Sources, path: &str) -> Status {
+    let mesh = sources.mesh.borrow();
+    let voters = mesh.members.values().filter(|member| member.is_voter).map(|member| member.id.as_str());
+    Status::permission_denied(format!(
+        "{path} is for operators, and {} has no vote: do this on {}, or with the certificate that `weft cert issue NAME` makes there",
+        mesh.own,
+        voters.collect::<Vec<_>>().join(", ")
+    ))
 }
 
 #[cfg(test)]

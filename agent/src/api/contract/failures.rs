@@ -28,7 +28,10 @@ pub(super) fn registry(error: &RegistryError) -> Status {
         RegistryError::UnknownNode(_) | RegistryError::UnknownAcl(_) | RegistryError::UnknownToken(_) => {
             Status::not_found(text)
         }
-        RegistryError::Founder(_) | RegistryError::NoMoreVoters => Status::failed_precondition(text),
+        RegistryError::LastVoter(_)
+        | RegistryError::NoMoreVoters(_)
+        | RegistryError::NoMoreHolders(..)
+        | RegistryError::NoRaftAddress(_) => Status::failed_precondition(text),
         RegistryError::MayNotVote { .. } => Status::permission_denied(text),
         RegistryError::Contention => Status::aborted(text),
     }
@@ -45,7 +48,9 @@ pub(super) fn join(error: &JoinError) -> Status {
         JoinError::Remote(RemoteError::Refused(_) | RemoteError::Dismissed(_))
         | JoinError::OtherAuthority
         | JoinError::Answer(_) => Status::permission_denied(text),
-        JoinError::Remote(RemoteError::Unreachable { .. }) | JoinError::NoKeeper => Status::unavailable(text),
+        JoinError::Remote(RemoteError::Unreachable { .. }) | JoinError::NoKeeper | JoinError::Store(_) => {
+            Status::unavailable(text)
+        }
         JoinError::Broken | JoinError::Key(_) | JoinError::Identity(_) | JoinError::State(_) => Status::internal(text),
     }
 }

@@ -12,6 +12,7 @@ use axum::body::Body;
 use axum::http::Request;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -158,12 +159,18 @@ pub(super) struct Connection {
     pub(super) ends: Ends,
 }
 
+/// The certificate that the client proved to hold the key of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Shown(pub(super) CertificateDer<'static>);
+
 fn ends(stream: &TcpStream) -> io::Result<Ends> {
     let canonical = |address: SocketAddr| address.ip().to_canonical();
     Ok(Ends { local: canonical(stream.local_addr()?), remote: canonical(stream.peer_addr()?) })
 }
 
 async fn session(stream: TlsStream<TcpStream>, router: Router, identity: &Identity, mut stop: Stop) {
+    let shown =
+        stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).cloned().map(CertificateDer::into_owned);
     let member = match stream.get_ref().1.peer_certificates() {
         None => None,
         // TLS has verified the chain, and with it that it names a member.
@@ -181,6 +188,9 @@ async fn session(stream: TlsStream<TcpStream>, router: Router, identity: &Identi
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(caller.clone());
         request.extensions_mut().insert(Connection { ends });
+        if let Some(shown) = &shown {
+            request.extensions_mut().insert(Shown(shown.clone()));
+        }
         let router = router.clone();
         async move { http::Answer::Ok(router.oneshot(request).await.unwrap_or_else(|never| match never {})) }
     });

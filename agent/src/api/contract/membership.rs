@@ -16,10 +16,11 @@ use crate::api::{Sources, view};
 use crate::foundation::error::chain;
 use crate::foundation::lifecycle::Stop;
 use crate::identity::NODE_LIFETIME;
-use crate::identity::certificate::{Role, Subject};
+use crate::identity::certificate::{Member, Role, Subject};
 use crate::identity::request;
 use crate::mesh::Happened;
 use crate::mesh::update::{Event, State};
+use crate::model::mesh::Seat;
 
 /// How long a token may live, in seconds.
 const LIFETIMES: std::ops::RangeInclusive<u32> = 60..=7 * 24 * 60 * 60;
@@ -59,6 +60,32 @@ impl Membership for Service {
             return Err(Status::not_found(format!("{} is no member of this mesh any more", member.name)));
         }
         Ok(Response::new(self.until_stop(updates(state))))
+    }
+
+    async fn take_seat(&self, request: Request<proto::TakeSeatRequest>) -> Result<Response<()>, Status> {
+        let member = node(&Caller::of(&request))?;
+        let request = request.into_inner();
+        let (seat, raft_address) = wire::seat(&request)?;
+        let mesh = &self.sources.mesh_handle;
+        if seat == Seat::Voter {
+            mesh.judge_vote(&member.name).await.map_err(|error| failures::registry(&error))?;
+        }
+        let taken = mesh.take_seat(&member.name, seat, raft_address, request.raft_id).await;
+        taken.map_err(|error| failures::registry(&error))?;
+        Ok(Response::new(()))
+    }
+
+    async fn get_authority(&self, request: Request<()>) -> Result<Response<proto::Authority>, Status> {
+        let member = node(&Caller::of(&request))?;
+        if !self.sources.mesh_handle.votes(&member.name) {
+            let text = format!("{} has no vote in this mesh: the authority's key is for nodes that vote", member.name);
+            return Err(Status::permission_denied(text));
+        }
+        let authority = self.sources.identity.authority().ok_or_else(|| {
+            Status::failed_precondition("this node does not hold the authority's key; ask another one that votes")
+        })?;
+        tracing::info!(node = %member.name, "gave the authority's key to a node that votes");
+        Ok(Response::new(proto::Authority { key_pem: authority.key_pem().expose().clone() }))
     }
 
     async fn renew(&self, request: Request<proto::RenewRequest>) -> Result<Response<proto::RenewResponse>, Status> {
@@ -125,6 +152,16 @@ impl Membership for Service {
         _: Request<proto::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
         Ok(Response::new(self.until_stop(events(self.sources.mesh_handle.events()))))
+    }
+}
+
+/// The node that calls; nobody else.
+fn node(caller: &Caller) -> Result<Member, Status> {
+    match caller {
+        Caller::Member(member) if member.role == Role::Node => Ok(member.clone()),
+        Caller::Local | Caller::Member(_) | Caller::Administrator(_) | Caller::Nobody => {
+            Err(Status::permission_denied("a node asks this about itself, with its certificate"))
+        }
     }
 }
 

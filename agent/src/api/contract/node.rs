@@ -36,6 +36,9 @@ impl Node for Service {
         let handle = &self.0.mesh_handle;
         if request.as_voter {
             handle.judge_vote(&facts.id).await.map_err(|error| failures::registry(&error))?;
+            if facts.ports.raft == 0 {
+                return Err(Status::invalid_argument("as_voter needs raft_port: a node votes over its Raft listener"));
+            }
         }
         let observed = observed.ok_or_else(|| Status::failed_precondition("a node joins over the network"))?;
         let entered = handle.announce(&facts, member.key, observed).await;
@@ -47,7 +50,10 @@ impl Node for Service {
         let caller = Caller::of(&request);
         let id = mesh::node_id(&request.into_inner().id)?;
         if !caller.is_node(&id) && !caller.is_operator() {
-            return Err(Status::permission_denied(format!("a node removes itself, an operator any; not {id}")));
+            return Err(Status::permission_denied(format!(
+                "a node removes itself, an operator any, and this caller is neither for {id}: use an operator's certificate, or the \
+                 command line of a node that votes"
+            )));
         }
         self.0.mesh_handle.remove(&id).await.map_err(|error| failures::registry(&error))?;
         tracing::info!(node = %id, "removed a node from the mesh");

@@ -28,6 +28,7 @@ use weft_proto::weft::v1::membership_client::MembershipClient;
 use super::wire;
 use crate::foundation::error::chain;
 use crate::foundation::id::NodeId;
+use crate::foundation::secret::Secret;
 use crate::identity::certificate::server_name;
 use crate::identity::request::Request;
 use crate::identity::{Identity, Purpose, pinned};
@@ -37,6 +38,8 @@ use crate::mesh::update::Update;
 /// How long a connection may take, and a call.
 const PATIENCE: Duration = Duration::from_secs(5);
 const CALL: Duration = Duration::from_secs(15);
+/// How long it may take until a store has got the log.
+const SEAT: Duration = Duration::from_secs(90);
 /// A dead member is noticed by its missing answer to a ping.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// A mesh of ten thousand members is about 3 MB.
@@ -201,6 +204,34 @@ impl Remote for Grpc {
             request.set_timeout(CALL);
             client.leave(request).await.map_err(|status| failure(&address, &status))?;
             Ok(())
+        })
+    }
+
+    fn take_seat(&self, place: Place, own: Facts, raft_id: Option<u64>) -> BoxFuture<'static, Result<(), RemoteError>> {
+        let identity = self.identity.clone();
+        Box::pin(async move {
+            let address = place.address.to_string();
+            let mut client = MembershipClient::new(channel(&identity, &place).await?);
+            let mut request = tonic::Request::new(proto::TakeSeatRequest {
+                seat: own.seat.unwrap_or_default().as_str().to_owned(),
+                raft_address: own.raft_address.unwrap_or_default(),
+                raft_id,
+            });
+            request.set_timeout(SEAT);
+            client.take_seat(request).await.map_err(|status| failure(&address, &status))?;
+            Ok(())
+        })
+    }
+
+    fn authority(&self, place: Place) -> BoxFuture<'static, Result<Secret<String>, RemoteError>> {
+        let identity = self.identity.clone();
+        Box::pin(async move {
+            let address = place.address.to_string();
+            let mut client = MembershipClient::new(channel(&identity, &place).await?);
+            let mut request = tonic::Request::new(());
+            request.set_timeout(CALL);
+            let answer = client.get_authority(request).await.map_err(|status| failure(&address, &status))?;
+            Ok(Secret::new(answer.into_inner().key_pem))
         })
     }
 

@@ -12,7 +12,7 @@ use weft_proto::weft::v1 as proto;
 use super::text;
 use crate::mesh::remote::Facts;
 use crate::mesh::update::{State, Update};
-use crate::model::mesh::{Member, Mesh, Ports};
+use crate::model::mesh::{Member, Mesh, NotASeat, Ports, Seat};
 
 /// An update as it is sent. `state` says what its members are in the consensus.
 pub(super) fn update(state: &State, update: &Update) -> proto::MeshUpdate {
@@ -96,6 +96,8 @@ pub(super) fn enrolling_facts(request: &proto::EnrolRequest) -> Result<Facts, St
                 .iter()
                 .map(|text| parsed::<IpNet>(text, "an address with a length"))
                 .collect::<Result<_, _>>()?,
+            seat: None,
+            raft_address: None,
         })
     };
     read().map_err(Status::invalid_argument)
@@ -111,10 +113,32 @@ pub(super) fn joining_facts(request: &v1::JoinRequest) -> Result<Facts, Status> 
             endpoint: optional(&request.primary_endpoint, "an address without a port")?,
             interfaces: addresses(&request.endpoints)?,
             addresses: Vec::new(),
+            seat: request.as_voter.then_some(Seat::Voter),
+            raft_address: None,
         })
     };
     read().map_err(Status::invalid_argument)
 }
+
+/// The part in the consensus that a node asks for, and where its Raft listener answers.
+pub(super) fn seat(request: &proto::TakeSeatRequest) -> Result<(Seat, Option<String>), Status> {
+    let read = || {
+        let seat = request.seat.parse().map_err(|error: NotASeat| format!("seat {:?}: {error}", request.seat))?;
+        let is_address = |text: &str| {
+            text.len() <= LONGEST_ADDRESS
+                && text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        };
+        match request.raft_address.as_str() {
+            "" => Ok((seat, None)),
+            text if is_address(text) => Ok((seat, Some(text.to_owned()))),
+            text => Err(format!("raft_address {text:?} is not HOST:PORT")),
+        }
+    };
+    read().map_err(Status::invalid_argument)
+}
+
+/// A host name of the longest kind and a port (RFC 1035 section 2.3.4).
+const LONGEST_ADDRESS: usize = 261;
 
 /// The most endpoints one node may name.
 const MOST_ENDPOINTS: usize = 64;
@@ -138,6 +162,7 @@ pub(super) fn join_request(facts: &Facts) -> v1::JoinRequest {
         endpoints: facts.interfaces.iter().map(IpAddr::to_string).collect(),
         assign_ipv4: true,
         prefer_raft_ipv6: false,
+        // A vote is asked for by itself: one that is refused is no reason to hear nothing.
         as_voter: false,
     }
 }

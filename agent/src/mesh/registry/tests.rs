@@ -53,6 +53,8 @@ fn facts(name: &str, number: u8) -> Facts {
         endpoint: None,
         interfaces: vec![at(number)],
         addresses: Vec::new(),
+        seat: None,
+        raft_address: None,
     }
 }
 
@@ -135,8 +137,8 @@ async fn a_member_keeps_its_addresses_and_frees_them_when_it_goes() {
     assert!(contents.revoked.contains(&key(2)) && contents.nodes.len() == 1);
     let next = world.enrol(&world.token().await, "delta", 4).await.expect("in");
     assert_eq!(next.ipv4, first.ipv4, "it is free again");
-    let founder = world.registry.remove(&id("alpha"), SystemTime::now()).await.expect_err("it keeps the state");
-    assert!(matches!(founder, RegistryError::Founder(_)), "{founder}");
+    let gone = world.registry.announce(&facts("beta", 2), key(2), None, SystemTime::now()).await.expect_err("removed");
+    assert!(matches!(gone, RegistryError::UnknownNode(_)), "it does not come back by itself: {gone}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
