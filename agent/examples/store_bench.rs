@@ -1,14 +1,15 @@
-//! For the bench area `store`: a member of a store with its gRPC service, the forming of a cluster of them, and the load, which
-//! is the same for etcd.
+//! For the bench area `store` and the tests of faults: a member of a store with its gRPC service, the forming of a cluster of them,
+//! and the load, which is the same for etcd.
 //!
 //! ```text
 //! store_bench authority FILE                                     makes the mesh's authority
-//! store_bench node --authority FILE --directory D --node N --raft ADDRESS --grpc ADDRESS [--join]
+//! store_bench node --authority FILE --directory D --node N --raft ADDRESS --grpc GRPC
+//!                  [--snapshot-entries N] [--join]
 //! store_bench form GRPC…                                         the first one adds the others, each gets a vote
 //! store_bench load etcd|weft put|get CLIENTS CONNECTIONS SECONDS VALUE_BYTES ADDRESS…
 //! ```
 //!
-//! `load` prints one JSON object: `{"operations":N,"failed":N,"seconds":S,"p50_ms":…,"p99_ms":…}`. A member talks to others by
+//! A GRPC is an address, or the path of a socket that begins with a slash. `load` prints one JSON object: `{"operations":N,"failed":N,"seconds":S,"p50_ms":…,"p99_ms":…}`. A member talks to others by
 //! TLS with certificates, as in the agent; gRPC is plain on both sides.
 
 use std::io::Write as _;
@@ -68,11 +69,16 @@ async fn node(flags: &[&str]) -> Result<()> {
     };
     let node: weft_agent::foundation::id::NodeId = value("--node")?.parse()?;
     let identity = Identity::in_memory(&read_authority(value("--authority")?)?, &node, "weft.internal")?;
-    let (raft, grpc): (SocketAddr, SocketAddr) = (value("--raft")?.parse()?, value("--grpc")?.parse()?);
+    let (raft, grpc): (SocketAddr, &str) = (value("--raft")?.parse()?, value("--grpc")?);
+    let mut config = store::config::Config::default();
+    if flags.contains(&"--snapshot-entries") {
+        config.snapshot_entries = value("--snapshot-entries")?.parse()?;
+    }
+    config.validate()?;
     let shutdown = Shutdown::default();
     let directory = PathBuf::from(value("--directory")?);
     let inputs = store::Inputs {
-        config: store::config::Config::default(),
+        config,
         node,
         directory: directory.join("store"),
         schemas: Vec::new(),
@@ -86,12 +92,25 @@ async fn node(flags: &[&str]) -> Result<()> {
     };
     let handle = store::start(inputs, &Metrics::default(), Readiness::default().block("store"), shutdown.stop());
     let store = service(handle, directory, shutdown.stop());
-    Server::builder().tcp_nodelay(true).add_service(store).serve(grpc).await?;
-    Ok(())
+    let server = Server::builder().tcp_nodelay(true).add_service(store);
+    if !grpc.starts_with('/') {
+        return Ok(server.serve(grpc.parse()?).await?);
+    }
+    if Path::new(grpc).exists() {
+        // Left by a member that was killed.
+        std::fs::remove_file(grpc)?;
+    }
+    let listener = tokio::net::UnixListener::bind(grpc)?;
+    let connections = futures_util::stream::unfold(listener, |listener| async move {
+        let accepted = listener.accept().await.map(|(stream, _)| stream);
+        Some((accepted, listener))
+    });
+    Ok(server.serve_with_incoming(connections).await?)
 }
 
 async fn connect(address: &str) -> Result<Channel> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
+    let scheme = if address.starts_with('/') { "unix" } else { "http" };
+    let endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))?.tcp_nodelay(true);
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         match endpoint.connect().await {

@@ -10,6 +10,9 @@
 //! | `store-reads` | asks once for all linearizable reads that wait, that this member or its leader still leads |
 //! | `raft-log`, `store`, `store-read` (threads) | write the log; carry out entries; read |
 //!
+//! While the leader's disk has too little room ([`Figures::disk_needed_bytes`]) writes are refused with what to do, another member
+//! is asked to lead, and reads go on; writes go on when there is room again.
+//!
 //! Invariants: a write is acknowledged when a majority has it on disk and it is carried out here; an entry is carried out once,
 //! in one order, with one result on every member; a read called linearizable sees every write that was acknowledged before it
 //! began; nothing reaches a member that a certificate of the mesh does not prove to be one. A node alone is a cluster of one and
@@ -20,6 +23,7 @@ mod statement;
 mod error;
 mod entry;
 mod raft;
+mod disk;
 mod log;
 mod database;
 mod snapshot;

@@ -1,5 +1,7 @@
 //! The replicated database as an operator meets it: the command line against real agents that are killed and started again.
 
+mod faults;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

@@ -32,7 +32,7 @@ pub fn status(sources: &Sources) -> proto::Status {
     let dns = dns_status(&model, &sources.dns.borrow());
     let waiting_for: Vec<String> = sources.readiness.pending().into_iter().map(str::to_owned).collect();
     let mesh = mesh_status(sources);
-    let store = store_status(&sources.store.status().borrow());
+    let store = store_status(&sources.store.status().borrow(), sources.store.disk_problem());
     let problems = problems([
         ("wireguard", &wireguard.errors),
         ("network", &network.errors),
@@ -41,7 +41,7 @@ pub fn status(sources: &Sources) -> proto::Status {
         ("dns", &dns.errors),
         ("gateway", &sources.gateway.borrow().errors),
         ("mesh", &mesh.errors),
-        ("store", &sources.store.status().borrow().errors),
+        ("store", &store.errors),
     ]);
     let gateway = gateway_status(&sources.gateway.borrow());
     let mut fallbacks = fallbacks(&wireguard, &accounting);
@@ -113,13 +113,13 @@ fn mesh_status(sources: &Sources) -> proto::MeshStatus {
     }
 }
 
-fn store_status(status: &crate::store::Status) -> proto::StoreStatus {
+fn store_status(status: &crate::store::Status, disk_problem: Option<String>) -> proto::StoreStatus {
     proto::StoreStatus {
         role: status.role.to_string(),
         leader: status.leader.as_ref().map(ToString::to_string),
         members: as_u64(status.members.len()),
         voters: as_u64(status.members.iter().filter(|member| member.voter).count()),
-        errors: status.errors.clone(),
+        errors: status.errors.iter().cloned().chain(disk_problem).collect(),
     }
 }
 

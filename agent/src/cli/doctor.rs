@@ -30,7 +30,14 @@ struct Agent {
 
 pub(super) async fn run(client: &Client, json: bool) -> Result<Exit, Failure> {
     let agent = match client.get::<proto::Status>("/status").await {
-        Ok(status) => Some(agent(&status)),
+        Ok(status) => {
+            let mut agent = agent(&status);
+            match super::store::summary(client).await {
+                Ok(line) => agent.uses.push(format!("store: {line}")),
+                Err(error) => agent.problems.push(format!("store: it does not say how it is: {error}")),
+            }
+            Some(agent)
+        }
         // The host can be looked at without it.
         Err(ClientError::NotRunning(_) | ClientError::Denied(_)) => None,
         Err(error) => return Err(error.into()),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value, json};
 use tokio::io::AsyncWriteExt as _;
@@ -220,6 +220,16 @@ async fn status(client: &Client, json: bool) -> Result<Exit, Failure> {
         ("log", format!("{} entries, {} carried out, {} purged", status.last_log, status.applied, status.purged)),
         ("log size", output::bytes(status.log_bytes)),
         ("database", output::bytes(status.database_bytes)),
+        ("behind", format!("{} entries", status.behind)),
+        ("log sync", sync_text(&status)),
+        (
+            "disk",
+            format!(
+                "{} free, {} needed",
+                output::bytes(status.disk_free_bytes),
+                output::bytes(status.disk_needed_bytes)
+            ),
+        ),
         ("errors", status.errors.join("; ")),
     ];
     let mut table = Table::new(&[
@@ -236,6 +246,29 @@ async fn status(client: &Client, json: bool) -> Result<Exit, Failure> {
     Ok(exit)
 }
 
+/// How long the disk takes to make a batch of the log durable.
+fn sync_text(status: &proto::Status) -> String {
+    let millis = |micros: u64| Duration::from_micros(micros).as_secs_f64() * 1000.0;
+    format!("{:.2} ms, longest {:.2} ms", millis(status.sync_median_micros), millis(status.sync_worst_micros))
+}
+
+/// The line of `weft doctor`: the part this member plays, how far it is, how fast its disk is and what is free there.
+pub(super) async fn summary(client: &Client) -> Result<String, Failure> {
+    let status = connect(client).await?.get_status(proto::StatusRequest {}).await.map_err(failed)?.into_inner();
+    Ok(summary_of(&status))
+}
+
+fn summary_of(status: &proto::Status) -> String {
+    format!(
+        "{} of {} member(s), {} entries behind, log sync {}, {} free",
+        status.role,
+        status.members.len(),
+        status.behind,
+        sync_text(status),
+        output::bytes(status.disk_free_bytes)
+    )
+}
+
 fn status_json(status: &proto::Status) -> Value {
     let members: Vec<Value> = status
         .members
@@ -246,7 +279,9 @@ fn status_json(status: &proto::Status) -> Value {
         "schema": SCHEMA, "role": status.role, "leader": status.leader, "term": status.term, "member": status.member,
         "last_log": status.last_log, "applied": status.applied, "snapshot": status.snapshot, "purged": status.purged,
         "log_bytes": status.log_bytes, "database_bytes": status.database_bytes, "ready": status.ready,
-        "members": members, "errors": status.errors,
+        "members": members, "errors": status.errors, "behind": status.behind,
+        "sync_median_micros": status.sync_median_micros, "sync_worst_micros": status.sync_worst_micros,
+        "disk_free_bytes": status.disk_free_bytes, "disk_needed_bytes": status.disk_needed_bytes,
     })
 }
 
@@ -362,6 +397,21 @@ mod tests {
         check("blob:00ff", "", "x'00ff'");
         check("time:2026-01-02T03:04:05Z", "", "2026-01-02T03:04:05.000000000Z");
         check(":gone=null", ":gone", "NULL");
+    }
+
+    #[test]
+    fn the_summary_tells_part_lag_and_disk() {
+        let status = proto::Status {
+            role: "leader".to_owned(),
+            members: vec![proto::Member::default(); 3],
+            behind: 7,
+            sync_median_micros: 420,
+            sync_worst_micros: 8_000,
+            ..proto::Status::default()
+        };
+        let text = summary_of(&status);
+        let expected = "leader of 3 member(s), 7 entries behind, log sync 0.42 ms, longest 8.00 ms, ";
+        assert!(text.starts_with(expected), "{text}");
     }
 
     #[test]

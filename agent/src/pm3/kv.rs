@@ -61,7 +61,7 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let kind = match &error {
             StoreError::TooLarge { .. } | StoreError::ResultTooLarge { .. } => Kind::TooLarge,
-            StoreError::NoLeader(_) | StoreError::NotRunning(_) => Kind::Unavailable,
+            StoreError::NoLeader(_) | StoreError::NotRunning(_) | StoreError::DiskFull(_) => Kind::Unavailable,
             StoreError::Timeout { .. } | StoreError::Unknown => Kind::Timeout,
             StoreError::Busy => Kind::Busy,
             StoreError::Refused(Refusal::Expectation { .. } | Refusal::Constraint(_)) => Kind::Conflict,

@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::barrier::Barrier;
 use super::database::{Database, Notify, Readers, Removed, position_of};
+use super::disk::{Disk, Syncs};
 use super::error::{OpenError, StoreError};
 use super::handle::{Figures, Handle, Shared, outcomes};
 use super::log::Log;
@@ -38,6 +39,9 @@ use crate::sys::file;
 const LEFT_OUT: &str = "this node is not a member of the store any more: let it join again";
 /// Before a store that failed is opened again.
 const PAUSE: Duration = Duration::from_secs(3);
+
+/// How soon a leader without room on its disk gives the lead away again.
+const HAND_OVER_PAUSE: Duration = Duration::from_secs(30);
 
 /// Orders come from people.
 const ORDERS: usize = 4;
@@ -72,6 +76,7 @@ pub(super) struct Running {
     pub(super) removed: Removed,
     /// One change of the membership at a time.
     pub(super) changes: Semaphore,
+    syncs: Syncs,
     serving: OnceLock<Serving>,
     /// What the others are told to connect to.
     advertised: String,
@@ -116,6 +121,10 @@ impl Running {
 
     /// Proposes `payload` if this member leads, and waits until it is carried out.
     pub(super) async fn propose(&self, payload: Payload) -> Result<Vec<Outcome>, Rejected> {
+        if let Some(problem) = self.state.disk.problem().filter(|_| self.leads()) {
+            // Rare, and large: apart from the way that every write takes.
+            return Err(Box::pin(self.without_room(problem)).await);
+        }
         match self.raft.client_write(payload).await {
             Ok(response) => outcomes(response.data.0).map_err(Rejected::Failed),
             // Nothing was proposed.
@@ -133,6 +142,19 @@ impl Running {
         }
     }
 
+    /// A leader that may not write: another one leads if it can, or the caller is told.
+    async fn without_room(&self, problem: String) -> Rejected {
+        let has_others = self.members().membership().voter_ids().any(|voter| voter != self.raft_id);
+        if has_others && self.state.disk.may_hand_over(HAND_OVER_PAUSE) {
+            tracing::warn!(%problem, "another member is asked to lead");
+            match self.change_here(Change::Transfer(None)).await {
+                Ok(()) => return Rejected::Nowhere,
+                Err(error) => tracing::warn!(%error, "no other member leads"),
+            }
+        }
+        Rejected::Failed(StoreError::DiskFull(problem))
+    }
+
     /// The same for another member, which looks for the leader itself.
     pub(super) async fn propose_here(&self, payload: Payload) -> Result<Vec<Outcome>, StoreError> {
         self.propose(payload).await.map_err(|rejected| match rejected {
@@ -144,9 +166,22 @@ impl Running {
     pub(super) fn figures(&self) -> Figures {
         let data = self.raft.metrics().borrow_watched().clone();
         let index = |id: Option<super::raft::Id>| id.map_or(0, |id| id.index);
+        let last_log = data.last_log_index.unwrap_or_default();
+        // Whoever leads knows how far the others are, the others how far they are themselves.
+        let least = match &data.replication {
+            Some(members) => members.values().map(|matched| index(*matched)).min().unwrap_or(last_log),
+            None => index(data.last_applied),
+        };
+        let (sync_median, sync_worst) = self.syncs.median_and_worst();
+        let room = self.state.disk.room();
         Figures {
             term: data.current_term,
-            last_log: data.last_log_index.unwrap_or_default(),
+            last_log,
+            behind: last_log.saturating_sub(least),
+            sync_median,
+            sync_worst,
+            disk_free_bytes: room.free_bytes,
+            disk_needed_bytes: room.needed_bytes,
             applied: index(data.last_applied),
             snapshot: index(data.snapshot),
             purged: index(data.purged),
@@ -430,7 +465,9 @@ async fn open(inputs: &Inputs, shared: &Arc<Shared>) -> Result<(Running, Option<
     });
     let removed = Removed::default();
     let shared_removed = Arc::clone(&removed);
-    let opened = tokio::task::spawn_blocking(move || open_files(&files, notify, shared_removed)).await;
+    let syncs = shared.metrics.syncs.clone();
+    let of_log = syncs.clone();
+    let opened = tokio::task::spawn_blocking(move || open_files(&files, notify, shared_removed, of_log)).await;
     let opened = opened.map_err(|error| OpenError::Raft(error.to_string()))??;
     // A leader that comes back leads on without a new entry.
     shared.applied.send_replace(opened.applied);
@@ -457,6 +494,7 @@ async fn open(inputs: &Inputs, shared: &Arc<Shared>) -> Result<(Running, Option<
         links,
         removed,
         changes: Semaphore::new(1),
+        syncs,
         serving: OnceLock::new(),
         advertised,
         is_fixed: inputs.network.as_ref().is_some_and(|network| network.is_fixed),
@@ -481,11 +519,11 @@ async fn listen(network: Option<&Network>) -> Result<(Option<TcpListener>, Strin
 }
 
 /// Opens everything on disk and makes sure that it fits together. Blocks.
-fn open_files(files: &Files, notify: Notify, removed: Removed) -> Result<Opened, OpenError> {
+fn open_files(files: &Files, notify: Notify, removed: Removed, syncs: Syncs) -> Result<Opened, OpenError> {
     let lock = files.take()?;
     let held = Arc::downgrade(&lock);
     let member = files.member()?;
-    let log = Log::open(&files.log, Arc::clone(&lock))?;
+    let log = Log::open(&files.log, Arc::clone(&lock), syncs)?;
     let snapshots = Snapshots::open(&files.snapshots).map_err(|source| OpenError::File {
         action: "read the snapshots in",
         path: files.snapshots.clone(),
@@ -508,7 +546,8 @@ fn open_files(files: &Files, notify: Notify, removed: Removed) -> Result<Opened,
     let position = position_of(&files.database);
     let failed = |source| OpenError::Database { path: files.database.clone(), source };
     let applied = position.map_err(failed)?.applied.map_or(0, |id| id.index);
-    Ok(Opened { lock: held, applied, member, log, state: State { database, snapshots }, readers })
+    let disk = Disk::of(files.directory.clone(), files.database.clone());
+    Ok(Opened { lock: held, applied, member, log, state: State { database, snapshots, disk }, readers })
 }
 
 fn raft_config(config: &config::Config) -> Result<openraft::Config, openraft::ConfigError> {

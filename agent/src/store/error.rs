@@ -42,6 +42,9 @@ pub enum StoreError {
     Unknown,
     #[error("too much is under way; try again")]
     Busy,
+    /// Nothing was proposed: the leader's disk has too little room.
+    #[error("{0}")]
+    DiskFull(String),
     #[error("{0}")]
     Membership(String),
     #[error("{0}")]

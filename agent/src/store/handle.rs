@@ -60,6 +60,14 @@ pub struct Figures {
     /// Last entry of the log here, last one carried out here.
     pub last_log: u64,
     pub applied: u64,
+    /// Entries that the slowest member lacks, if this one leads; else those that are here and not carried out.
+    pub behind: u64,
+    /// The middle one and the longest of the last syncs of the log.
+    pub sync_median: Duration,
+    pub sync_worst: Duration,
+    /// Free on the disk of the store, and below what of it a leader takes no writes.
+    pub disk_free_bytes: u64,
+    pub disk_needed_bytes: u64,
     /// Last entry in the newest snapshot, last one purged; 0: none.
     pub snapshot: u64,
     pub purged: u64,
@@ -168,6 +176,11 @@ impl Handle {
 
     pub(super) fn figures_of(shared: &Shared) -> Figures {
         shared.running.load().as_ref().map_or_else(Figures::default, |running| running.figures())
+    }
+
+    /// What is wrong with the disk of the store and what helps; `None`: nothing.
+    pub fn disk_problem(&self) -> Option<String> {
+        self.shared.running.load().as_ref().and_then(|running| running.state.disk.problem())
     }
 
     /// Waits until a leader is known and the tables of every declared schema are there.

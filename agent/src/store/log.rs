@@ -27,6 +27,7 @@ use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use tokio::sync::{mpsc, oneshot};
 
+use super::disk::Syncs;
 use super::error::OpenError;
 use super::raft::{Config, Entry, Id, Vote};
 use batch::Record;
@@ -90,15 +91,16 @@ fn content_bytes(entry: &Entry) -> usize {
 }
 
 impl Log {
-    /// Opens the log in `directory`, which exists, and starts its thread, which holds `lock`.
+    /// Opens the log in `directory`, which exists, and starts its thread, which holds `lock` and notes in `syncs` how long
+    /// the disk takes.
     ///
     /// # Errors
     /// [`OpenError::Damaged`] and failures of files.
-    pub(super) fn open(directory: &Path, lock: Arc<File>) -> Result<Self, OpenError> {
+    pub(super) fn open(directory: &Path, lock: Arc<File>, syncs: Syncs) -> Result<Self, OpenError> {
         let recovered = recovery::recover(directory)?;
         let (sender, requests) = mpsc::channel(QUEUE);
         let shared = Arc::new(Mutex::new(recovered.memory));
-        let writer = Writer::new(recovered.segments, recovered.next_batch, Arc::clone(&shared));
+        let writer = Writer::new(recovered.segments, recovered.next_batch, Arc::clone(&shared), syncs);
         writer::start(writer, requests, lock).map_err(|source| OpenError::File {
             action: "start the thread that writes",
             path: directory.to_owned(),

@@ -10,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
+use super::disk::Syncs;
 use super::error::StoreError;
 use super::handle::{Handle, Shared};
 use super::statement::{Consistency, Outcome, Rows};
@@ -75,6 +76,10 @@ pub(super) struct Metrics {
     applied: Gauge<u64, AtomicU64>,
     log_bytes: Gauge<u64, AtomicU64>,
     database_bytes: Gauge<u64, AtomicU64>,
+    behind: Gauge<u64, AtomicU64>,
+    disk_free: Gauge<u64, AtomicU64>,
+    disk_needed: Gauge<u64, AtomicU64>,
+    pub(super) syncs: Syncs,
 }
 
 impl Default for Metrics {
@@ -88,6 +93,10 @@ impl Default for Metrics {
             applied: Gauge::default(),
             log_bytes: Gauge::default(),
             database_bytes: Gauge::default(),
+            behind: Gauge::default(),
+            disk_free: Gauge::default(),
+            disk_needed: Gauge::default(),
+            syncs: Syncs::default(),
         }
     }
 }
@@ -111,6 +120,13 @@ impl Metrics {
             registry.register("store_applied_index", "Log entry that is carried out here", self.applied.clone());
             registry.register("store_log_bytes", "Bytes of log entries that are not purged", self.log_bytes.clone());
             registry.register("store_database_bytes", "Bytes of the database file", self.database_bytes.clone());
+            let behind = "Log entries that the slowest member lacks, where it leads; else those not carried out here";
+            registry.register("store_behind_entries", behind, self.behind.clone());
+            let (free, needed) = ("Free bytes of the store's disk", "Free bytes below which a leader takes no writes");
+            registry.register("store_disk_free_bytes", free, self.disk_free.clone());
+            registry.register("store_disk_needed_bytes", needed, self.disk_needed.clone());
+            let syncs = "Writing and syncing one batch of the log";
+            registry.register("store_log_sync_seconds", syncs, self.syncs.seconds.clone());
         });
         let (metrics, shared) = (self.clone(), Arc::downgrade(shared));
         registry.before_scrape(Box::new(move || {
@@ -128,6 +144,9 @@ impl Metrics {
         self.applied.set(figures.applied);
         self.log_bytes.set(figures.log_bytes);
         self.database_bytes.set(figures.database_bytes);
+        self.behind.set(figures.behind);
+        self.disk_free.set(figures.disk_free_bytes);
+        self.disk_needed.set(figures.disk_needed_bytes);
     }
 
     pub(super) fn write(&self, took: Duration, result: &Result<Vec<Outcome>, StoreError>) {

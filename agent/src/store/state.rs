@@ -7,6 +7,7 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 
 use super::database::Database;
+use super::disk::Disk;
 use super::raft::{Config, Id, SnapshotMeta, StoredMembership};
 use super::snapshot::{SnapshotFile, Snapshots, StoreSnapshot};
 
@@ -18,6 +19,7 @@ const RUN: usize = 512;
 pub(super) struct State {
     pub(super) database: Database,
     pub(super) snapshots: Snapshots,
+    pub(super) disk: Disk,
 }
 
 impl RaftStateMachine<Config> for State {
@@ -38,6 +40,11 @@ impl RaftStateMachine<Config> for State {
             self.database.apply(run.into_iter().collect::<Result<_, _>>()?).await?;
         }
         Ok(())
+    }
+
+    /// None while the disk has no room for one: the log is kept until it has.
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Self::SnapshotBuilder> {
+        self.disk.fits_a_snapshot().then(|| self.clone())
     }
 
     async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {

@@ -31,3 +31,8 @@ pub fn eventually_some<T>(deadline: Duration, what: &str, mut look: impl FnMut()
         std::thread::sleep(PAUSE);
     }
 }
+
+/// Lets a fault last: nothing is waited for.
+pub fn for_a_while(lasting: Duration) {
+    std::thread::sleep(lasting);
+}

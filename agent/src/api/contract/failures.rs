@@ -19,6 +19,7 @@ pub(super) fn registry(error: &RegistryError) -> Status {
             | StoreError::Unknown
             | StoreError::Busy,
         ) => Status::unavailable(text),
+        RegistryError::Store(StoreError::DiskFull(_)) => Status::resource_exhausted(text),
         RegistryError::Store(_) | RegistryError::Row(_) | RegistryError::Randomness(_) => Status::internal(text),
         RegistryError::Token(Refusal::Wrong) => Status::unauthenticated(text),
         RegistryError::Token(Refusal::Expired | Refusal::Spent | Refusal::Exhausted) => Status::permission_denied(text),

@@ -182,10 +182,19 @@ impl Store for Service {
             database_bytes: figures.database_bytes,
             members: status.members.iter().map(member).collect(),
             ready: status.ready,
-            errors: status.errors.clone(),
+            errors: status.errors.iter().cloned().chain(self.store.disk_problem()).collect(),
+            behind: figures.behind,
+            sync_median_micros: micros(figures.sync_median),
+            sync_worst_micros: micros(figures.sync_worst),
+            disk_free_bytes: figures.disk_free_bytes,
+            disk_needed_bytes: figures.disk_needed_bytes,
             member: self.store.raft_id().unwrap_or_default(),
         }))
     }
+}
+
+fn micros(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A file that goes with this value.
@@ -217,7 +226,7 @@ fn refusal(error: StoreError) -> Refusal {
         StoreError::Refused(crate::store::Refusal::OwnTable(_)) => ErrorCode::Forbidden,
         StoreError::Refused(crate::store::Refusal::Statement(_)) | StoreError::Invalid(_) => ErrorCode::InvalidArgument,
         StoreError::TooLarge { .. } | StoreError::ResultTooLarge { .. } => ErrorCode::TooLarge,
-        StoreError::NoLeader(_) | StoreError::NotRunning(_) => ErrorCode::NotReady,
+        StoreError::NoLeader(_) | StoreError::NotRunning(_) | StoreError::DiskFull(_) => ErrorCode::NotReady,
         StoreError::Timeout { .. } => ErrorCode::Timeout,
         StoreError::Busy => ErrorCode::Busy,
         StoreError::Membership(_) => ErrorCode::Conflict,

@@ -18,7 +18,7 @@ fn lock(directory: &Path) -> Arc<File> {
 }
 
 fn open(directory: &Path) -> Log {
-    Log::open(directory, lock(directory)).expect("opened")
+    Log::open(directory, lock(directory), crate::store::disk::Syncs::default()).expect("opened")
 }
 
 async fn append(log: &mut Log, entries: Vec<Entry>) {
@@ -127,7 +127,9 @@ async fn damage_before_acknowledged_entries_is_an_error_and_not_skipped() {
     close(log).await;
     let file = OpenOptions::new().write(true).open(&path).expect("opened");
     file.write_all_at(b"\xff", middle).expect("written");
-    let error = Log::open(directory.path(), lock(directory.path())).expect_err("refused").to_string();
+    let error = Log::open(directory.path(), lock(directory.path()), crate::store::disk::Syncs::default())
+        .expect_err("refused")
+        .to_string();
     assert!(error.contains("a batch is broken and whole ones follow it"), "{error}");
 }
 
@@ -141,6 +143,8 @@ async fn a_missing_segment_is_an_error() {
     close(log).await;
     let numbers = segments::list(directory.path()).expect("listed");
     fs::remove_file(segments::path(directory.path(), numbers[1])).expect("removed");
-    let error = Log::open(directory.path(), lock(directory.path())).expect_err("refused").to_string();
+    let error = Log::open(directory.path(), lock(directory.path()), crate::store::disk::Syncs::default())
+        .expect_err("refused")
+        .to_string();
     assert!(error.contains("batches are missing before it"), "{error}");
 }

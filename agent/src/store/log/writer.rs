@@ -4,12 +4,14 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use openraft::storage::IOFlushed;
 use tokio::sync::{mpsc, oneshot};
 
 use super::segments::Segments;
 use super::{Memory, batch, head};
+use crate::store::disk::Syncs;
 use crate::store::raft::Config;
 
 /// A batch is closed when it is this large; what is left is the next one's.
@@ -52,6 +54,7 @@ pub(super) struct Writer {
     sequence: u64,
     memory: Arc<Mutex<Memory>>,
     batch: Vec<u8>,
+    syncs: Syncs,
     /// After a failure the content of the files is unknown, so nothing is acknowledged any more.
     failed: Option<(io::ErrorKind, String)>,
 }
@@ -63,8 +66,8 @@ enum Waiting {
 
 impl Writer {
     /// Goes on with batch `sequence` at the end of `segments`.
-    pub(super) fn new(segments: Segments, sequence: u64, memory: Arc<Mutex<Memory>>) -> Self {
-        Self { segments, sequence, memory, batch: Vec::new(), failed: None }
+    pub(super) fn new(segments: Segments, sequence: u64, memory: Arc<Mutex<Memory>>, syncs: Syncs) -> Self {
+        Self { segments, sequence, memory, batch: Vec::new(), syncs, failed: None }
     }
 
     fn serve(&mut self, first: Request, requests: &mut mpsc::Receiver<Request>) {
@@ -116,7 +119,9 @@ impl Writer {
             self.write_head()?;
         }
         batch::seal(&mut self.batch, self.sequence);
+        let began = Instant::now();
         self.segments.append(&self.batch, highest)?;
+        self.syncs.note(began.elapsed());
         self.sequence += 1;
         Ok(())
     }

@@ -38,6 +38,8 @@ pub(in crate::store) enum Proposed {
     /// Nothing was proposed.
     NotLeader,
     Busy,
+    /// Nothing was proposed.
+    DiskFull(String),
     Unknown,
     Failed(String),
 }
@@ -72,6 +74,7 @@ impl Proposed {
             Err(StoreError::Refused(refusal)) => Self::Refused(refusal),
             Err(StoreError::NoLeader(_)) => Self::NotLeader,
             Err(StoreError::Busy) => Self::Busy,
+            Err(StoreError::DiskFull(text)) => Self::DiskFull(text),
             Err(StoreError::Unknown | StoreError::Timeout { .. }) => Self::Unknown,
             Err(
                 error @ (StoreError::Invalid(_)
@@ -90,6 +93,7 @@ impl Proposed {
             Self::Refused(refusal) => StoreError::Refused(refusal),
             Self::NotLeader => StoreError::NoLeader("the leader has just changed".to_owned()),
             Self::Busy => StoreError::Busy,
+            Self::DiskFull(text) => StoreError::DiskFull(text),
             Self::Unknown => StoreError::Unknown,
             Self::Failed(text) => StoreError::Failed(text),
         })
