@@ -17,6 +17,7 @@
 //! | `system` | a timer | the figures of the host for `/system` |
 //! | `log-history`, a thread | log lines, bounded | files in `logs/` |
 //! | `mesh`, `mesh-model`, `mesh-state`, `mesh-save` | changed tables of the store, or another member's word; `weft.toml` | `watch`es of the mesh and of the model; the last good state on disk |
+//! | `mesh-seat`, `mesh-votes` | `watch`es of the store and of the mesh; on the leader the tables of nodes and ACLs | who holds the log and votes; the authority's key where this node votes |
 //! | `grpc` | connections with TLS, `watch`es of everything published | |
 //! | `renewal` | a timer | a new certificate of this node, on disk and in every listener |
 //! | `live` | `watch` of the processes, their events, a timer | what WebSocket subscribers of `web` are told |

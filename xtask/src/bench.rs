@@ -7,6 +7,7 @@ pub(crate) mod accounting;
 pub(crate) mod agent;
 pub(crate) mod dns;
 pub(crate) mod gateway;
+pub(crate) mod mesh;
 pub(crate) mod peers;
 pub(crate) mod store;
 pub(crate) mod process;
@@ -69,6 +70,7 @@ const AREAS: &[(&str, Area)] = &[
     ("agent", agent::run),
     ("dns", dns::run),
     ("gateway", gateway::run),
+    ("mesh", mesh::run),
     ("tunnel", tunnel::run),
     ("peers", peers::run),
     ("web", web::run),

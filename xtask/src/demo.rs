@@ -67,7 +67,7 @@ fn show(interrupt: &Interrupt) -> Result<()> {
         show_command(alpha, words)?;
     }
     interrupt.check()?;
-    println!("\n== alpha, who keeps the state of the mesh, is killed and comes back");
+    println!("\n== alpha, who leads the mesh, is killed and comes back; beta or gamma leads then");
     agents[0].kill9()?;
     ping_by_name(scenario.host(1), resolver.path(), NODES[1], NODES[2])?;
     agents[0].launch()?;

@@ -29,7 +29,8 @@ pub(super) enum MeshCommand {
     Token(TokenCommand),
     /// Join the mesh of another node
     ///
-    /// This node's addresses, peers and names then come from that mesh. Peers of weft.toml stay.
+    /// This node's addresses, peers and names then come from that mesh. Peers of weft.toml stay. Its store is laid aside for
+    /// the mesh's, /kv with it, unless mesh.role is "edge".
     #[command(after_help = "Example:\n  sudo weft join 192.0.2.1 --token-file ./token")]
     Join(JoinArgs),
     /// Leave the mesh and be one of this node alone again, or remove another node
