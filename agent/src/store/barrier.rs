@@ -40,16 +40,24 @@ impl Barrier {
         Self { queue, _task: task::spawn("store-reads", ask_for_all(running, waiting)) }
     }
 
-    /// The log index that a read that begins now must see.
-    pub(super) async fn index(&self) -> Result<u64, StoreError> {
+    /// The log index that a read that begins now must see. Who waits for it does not keep the store's files open.
+    pub(super) fn index(&self) -> impl Future<Output = Result<u64, StoreError>> + Send + use<> {
+        let queued = self.queue();
+        async move { queued?.await.map_err(|_gone| stopped())? }
+    }
+
+    fn queue(&self) -> Result<oneshot::Receiver<Result<u64, StoreError>>, StoreError> {
         let (done, index) = oneshot::channel();
-        let stopped = || StoreError::NotRunning("it is being closed".to_owned());
         self.queue.try_send(done).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => StoreError::Busy,
             mpsc::error::TrySendError::Closed(_) => stopped(),
         })?;
-        index.await.map_err(|_gone| stopped())?
+        Ok(index)
     }
+}
+
+fn stopped() -> StoreError {
+    StoreError::NotRunning("it is being closed".to_owned())
 }
 
 async fn ask_for_all(running: Weak<Running>, mut queue: mpsc::Receiver<Waiting>) {

@@ -253,14 +253,16 @@ async fn keep_running(
         running.serving.set(serving).unwrap_or_default();
     }
     shared.running.store(Some(Arc::clone(&running)));
-    let _schemas = task::spawn("store-schema", schema::keep(Arc::clone(shared), inputs.schemas.clone()));
-    let _address = task::spawn("store-address", keep_address(Arc::clone(shared)));
+    let schemas = task::spawn("store-schema", schema::keep(Arc::clone(shared), inputs.schemas.clone()));
+    let address = task::spawn("store-address", keep_address(Arc::clone(shared)));
     let end = tokio::select! {
         failed = watch_over(&running, shared) => End::Failed(failed),
         () = stop.requested() => End::Stopped,
         Some(Order::StartOver(formation, done)) = orders.recv() => End::StartOver(formation, done),
     };
     shared.running.store(None);
+    // They hold the store while they work.
+    drop((schemas, address));
     close(running).await;
     end
 }

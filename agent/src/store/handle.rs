@@ -16,7 +16,7 @@ use super::core::{Order, Rejected, Running};
 use super::entry::{self, Encoding};
 use super::error::StoreError;
 use super::metrics::Metrics;
-use super::network::{CallError, Change, Changed, Kind, Proposed};
+use super::network::{CallError, Change, Changed, Kind, Link, Proposed};
 use super::raft::{Payload, Peer};
 use super::statement::{Consistency, Executed, Outcome, Rows, Statement};
 use super::status::{Member, Status};
@@ -134,10 +134,10 @@ impl Handle {
     /// # Errors
     /// [`StoreError`].
     pub async fn query(&self, statement: Statement, consistency: Consistency) -> Result<Rows, StoreError> {
-        let running = self.shared.running()?;
         if consistency == Consistency::Linearizable {
             let barrier = async {
-                let index = running.barrier().index().await?;
+                let index = self.shared.running()?.barrier().index();
+                let index = index.await?;
                 let mut applied = self.shared.applied.subscribe();
                 // The sender lives in what we hold.
                 drop(applied.wait_for(|applied| *applied >= index).await);
@@ -146,7 +146,8 @@ impl Handle {
             let late = |_elapsed| StoreError::Timeout { seconds: PATIENCE.as_secs() };
             timeout(PATIENCE, barrier).await.map_err(late)??;
         }
-        let result = running.readers.query(statement.as_query()).await;
+        let readers = self.shared.running()?.readers.clone();
+        let result = readers.query(statement.as_query()).await;
         self.shared.metrics.query(consistency, &result);
         result
     }
@@ -305,10 +306,15 @@ impl Shared {
             let running = self.running()?;
             *missing = None;
             match running.propose(payload.clone()).await {
-                Err(Rejected::Elsewhere(member, leader)) => match forward(&running, member, &leader, &payload).await {
-                    Err(StoreError::NoLeader(why)) => *missing = Some(why),
-                    result => return result,
-                },
+                Err(Rejected::Elsewhere(member, leader)) => {
+                    let link = running.links.to(member, &leader);
+                    // Who waits for another member does not keep the store's files open.
+                    drop(running);
+                    match forward(link, &leader, &payload).await {
+                        Err(StoreError::NoLeader(why)) => *missing = Some(why),
+                        result => return result,
+                    }
+                }
                 Err(Rejected::Nowhere) => *missing = Some("none is elected".to_owned()),
                 Err(Rejected::Failed(error)) => return Err(error),
                 Ok(outcomes) => return Ok(outcomes),
@@ -335,8 +341,8 @@ impl Shared {
     }
 }
 
-async fn forward(running: &Running, member: u64, leader: &Peer, payload: &Payload) -> Result<Vec<Outcome>, StoreError> {
-    let Some(link) = running.links.to(member, leader) else {
+async fn forward(link: Option<Link>, leader: &Peer, payload: &Payload) -> Result<Vec<Outcome>, StoreError> {
+    let Some(link) = link else {
         return Err(StoreError::NoLeader(format!("{leader} leads and this node has no Raft listener")));
     };
     match link.call(Kind::Propose, payload.0.to_vec(), PATIENCE).await {

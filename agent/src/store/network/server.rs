@@ -212,7 +212,9 @@ impl Caller {
             Kind::ReadIndex => {
                 self.is_member(&running)?;
                 running.leads().then_some(()).ok_or("this member does not lead")?;
-                let index = running.barrier().index().await.map_err(|error: StoreError| error.to_string())?;
+                let index = running.barrier().index();
+                drop(running);
+                let index = index.await.map_err(|error: StoreError| error.to_string())?;
                 Ok(index.to_le_bytes().to_vec())
             }
             Kind::Change => {
