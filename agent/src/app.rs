@@ -294,6 +294,7 @@ fn gateway_inputs(
         steering: Some(recorded),
         metrics: metrics.clone(),
         identity: Some(identity.clone()),
+        peer_port: gateway::MESH_TLS_PORT,
     }
 }
 

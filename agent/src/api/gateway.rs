@@ -15,6 +15,8 @@
 mod codec;
 pub mod config;
 mod connection;
+mod heads;
+mod hop;
 mod hosts;
 mod listener;
 mod metrics;
@@ -44,6 +46,7 @@ use crate::model::Model;
 use crate::pm3::Pm3;
 use crate::pm3::caller::Classifier;
 use config::Config;
+use hop::Hop;
 use hosts::Hosts;
 use listener::Speaks;
 use metrics::Counts;
@@ -54,7 +57,7 @@ use tls::Tls;
 const RETRY: Duration = Duration::from_secs(5);
 /// The ports on the mesh addresses.
 const MESH_PORT: u16 = 80;
-const MESH_TLS_PORT: u16 = 443;
+pub const MESH_TLS_PORT: u16 = 443;
 
 /// Sends connections for an address that another program holds to a listener of ours.
 pub trait Steering: Send + Sync + 'static {
@@ -75,6 +78,8 @@ pub struct Inputs {
     pub metrics: Metrics,
     /// Whose certificate is shown, and whose are believed. `None`: no TLS.
     pub identity: Option<Identity>,
+    /// Where the gateways of the peers speak TLS, on their mesh addresses.
+    pub peer_port: u16,
 }
 
 /// What the gateway does.
@@ -113,6 +118,7 @@ struct Shared {
     classifier: Arc<dyn Classifier>,
     server: auto::Builder<TokioExecutor>,
     hosts: Hosts,
+    hop: Hop,
     tls: Option<Tls>,
     /// Connections now.
     connections: AtomicUsize,
@@ -128,7 +134,7 @@ impl Shared {
 
 /// Opens the listeners and keeps them open.
 pub fn start(inputs: Inputs, mut stop: Stop) -> Gateway {
-    let Inputs { config, pm3, mut model, classifier, steering, metrics, identity } = inputs;
+    let Inputs { config, pm3, mut model, classifier, steering, metrics, identity, peer_port } = inputs;
     let (status_tx, status) = watch::channel(Status::default());
     let names = Names::new(pm3.node().as_str(), pm3.machine());
     // The configuration was checked before the start.
@@ -136,6 +142,7 @@ pub fn start(inputs: Inputs, mut stop: Stop) -> Gateway {
         tracing::error!(%error, "no virtual host is served");
         Hosts::none()
     });
+    let hop = Hop::new(model.clone(), peer_port, identity.as_ref());
     let tls = identity.and_then(|identity| match Tls::new(identity) {
         Ok(tls) => Some(tls),
         Err(error) => {
@@ -150,6 +157,7 @@ pub fn start(inputs: Inputs, mut stop: Stop) -> Gateway {
         classifier,
         server: connection::server(),
         hosts,
+        hop,
         tls,
         connections: AtomicUsize::new(0),
         counts: Counts::default(),

@@ -3,6 +3,7 @@
 mod over_control;
 mod over_gateway;
 mod over_grpc;
+mod over_hop;
 mod over_hosts;
 mod over_processes;
 mod over_socket;
@@ -38,6 +39,16 @@ impl Fixture {
 
     /// The same over a supervisor.
     pub(crate) fn supervising(process: Processes) -> Self {
+        Self::with(process, model())
+    }
+
+    /// The same of another node.
+    pub(crate) fn of(model: Model) -> Self {
+        Self::with(Processes::disabled("this is a test"), model)
+    }
+
+    fn with(process: Processes, model: Model) -> Self {
+        let model = watch::Sender::new(Arc::new(model)).subscribe();
         let wireguard = watch::Sender::new(Arc::new(wireguard::status::Status {
             link: Some(Link { name: "weft0".parse().expect("a link name"), index: 7, backend: Backend::Kernel }),
             listen_port: Some(51820),
@@ -49,7 +60,7 @@ impl Fixture {
         let state = tempfile::tempdir().expect("a temporary directory");
         let reader = FiguresReader::new(|| Box::pin(async { figures() }));
         let pm3 = Pm3::start(pm3::Inputs {
-            model: watch::Sender::new(Arc::new(model())).subscribe(),
+            model: model.clone(),
             agent: Arc::new(ForMethods { commands: commands_tx.clone(), figures: reader }),
             state_dir: state.path().to_owned(),
             history: crate::foundation::telemetry::History::default(),
@@ -61,7 +72,7 @@ impl Fixture {
         let sources = Sources {
             instance: "default".parse().expect("a label"),
             started: Instant::now(),
-            model: watch::Sender::new(Arc::new(model())).subscribe(),
+            model,
             wireguard: wireguard.subscribe(),
             net: watch::Sender::default().subscribe(),
             firewall: watch::Sender::default().subscribe(),

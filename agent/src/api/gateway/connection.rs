@@ -23,6 +23,8 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
+use super::heads::P_CALLER;
+use super::hop::{self, Passport, Way};
 use super::hosts::{Host, Visitor};
 use super::patience::{Patient, Running, Work};
 use super::request::{Facts, client};
@@ -31,7 +33,7 @@ use crate::api::body::Body;
 use crate::api::error::{ApiError, ErrorCode};
 use crate::api::{http, methods};
 use crate::foundation::lifecycle::Stop;
-use crate::identity::certificate::Member;
+use crate::identity::certificate::{Member, Role};
 use crate::pm3::call::Verb;
 use crate::pm3::caller::{Basis, Caller, Standing};
 use crate::pm3::failure::{Failure, Kind};
@@ -75,6 +77,8 @@ enum Admitted {
 struct Call {
     caller: Arc<Caller>,
     from: IpAddr,
+    /// Another node carried the request here and says who asked.
+    passport: Option<Passport>,
 }
 
 /// A request for a virtual host.
@@ -82,6 +86,8 @@ struct Visit {
     host: Arc<Host>,
     visitor: Visitor,
     claims: Option<Claims>,
+    /// It came with a signature that proves nothing.
+    unproven: Option<Failure>,
 }
 
 /// Why a request is not carried out.
@@ -151,6 +157,9 @@ impl Open {
         if session::is_upgrade(&head) {
             return self.now(Ok(self.upgrade(call, head, body, stop)));
         }
+        if hop::is_for(head.uri.path()) {
+            return self.hop(call, head, body, stop);
+        }
         let is_head = head.method == axum::http::Method::HEAD;
         match methods::begin(&self.shared.pm3, &call.caller, call.from, head, body) {
             methods::Answer::Now(response) => self.now(Ok(without_body_if(is_head, response))),
@@ -158,9 +167,48 @@ impl Open {
         }
     }
 
+    /// A request for another node, or for this one by way of its own name.
+    fn hop(self: &Arc<Self>, call: Call, mut head: Parts, body: Incoming, stop: &Stop) -> Answering {
+        let Call { caller, from, passport } = call;
+        let asker = hop::Asker { caller: &caller, from, passport: passport.as_ref() };
+        match self.shared.hop.prepare(&mut head, &asker) {
+            Ok(Way::Here(passport)) => {
+                let call = Call { caller, from, passport: Some(passport) };
+                self.here(call, head, body, stop)
+            }
+            Ok(Way::There(peer)) => {
+                let open = Arc::clone(self);
+                self.later(async move {
+                    let answered = open.shared.hop.carry(&peer, head, body).await;
+                    Ok(answered.unwrap_or_else(|error| methods::refused(error, false)))
+                })
+            }
+            Err(error) => self.now(Ok(methods::refused(error, false))),
+        }
+    }
+
+    /// A request that was carried to this node by its own name.
+    fn here(self: &Arc<Self>, call: Call, head: Parts, body: Incoming, stop: &Stop) -> Answering {
+        let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        if self.shared.names.answer_to(host, self.local.port()) {
+            return self.call(call, head, body, stop);
+        }
+        let Some(found) = self.shared.hosts.find(host) else {
+            return self.now(Ok(methods::refused(no_host(host), false)));
+        };
+        let visitor = Visitor {
+            address: call.from.to_canonical(),
+            peer: self.peer.ip().to_canonical(),
+            is_internal: true,
+            is_tls: self.is_tls,
+            is_vouched_for: true,
+        };
+        self.visit(Visit { host: found, visitor, claims: None, unproven: None }, head, body, stop)
+    }
+
     /// A request for a virtual host, or for where a signature sends it.
     fn visit(self: &Arc<Self>, visit: Visit, mut head: Parts, body: Incoming, stop: &Stop) -> Answering {
-        let Visit { mut host, visitor, claims } = visit;
+        let Visit { mut host, visitor, claims, unproven } = visit;
         if let Some(claims) = claims {
             if let Err(failure) = add_secrets(&claims, &mut head.headers) {
                 return self.now(Ok(methods::refused(failure.into(), false)));
@@ -169,7 +217,7 @@ impl Open {
                 let Some(name) = rewrite(&mut head, target) else { return self.now(Ok(lost(target))) };
                 if self.shared.names.answer_to(&name, self.local.port()) {
                     let caller = Arc::new(signed());
-                    return self.call(Call { caller, from: visitor.address }, head, body, stop);
+                    return self.call(Call { caller, from: visitor.address, passport: None }, head, body, stop);
                 }
                 match self.shared.hosts.find(&name) {
                     Some(other) => host = other,
@@ -180,7 +228,12 @@ impl Open {
         let open = Arc::clone(self);
         self.later(async move {
             let answered = open.shared.hosts.answer(&host, visitor, head, body).await;
-            Ok(answered.unwrap_or_else(|error| methods::refused(error, false)))
+            // Who came with a signature learns what is wrong with that.
+            let told = |error: ApiError| match unproven {
+                Some(failure) if error.code == ErrorCode::Forbidden => failure.into(),
+                Some(_) | None => error,
+            };
+            Ok(answered.unwrap_or_else(|error| methods::refused(told(error), false)))
         })
     }
 
@@ -218,7 +271,7 @@ impl Open {
     }
 
     fn upgrade(&self, call: Call, head: Parts, body: Incoming, stop: &Stop) -> Response<Body> {
-        let Call { caller, from } = call;
+        let Call { caller, from, .. } = call;
         let counts = Arc::clone(&self.session);
         let context = session::Context::new(Arc::clone(&self.shared), caller, from, counts, self.member.clone());
         let agreed = session::upgrade(context, head, body, stop.clone());
@@ -238,9 +291,11 @@ impl Open {
         let Some(host) = facts.host else {
             return Err(refuse(ErrorCode::InvalidArgument, "a request names exactly one Host"));
         };
-        let from = client(&self.shared.config, self.peer.ip(), &head.headers);
+        let passport = self.passport(&head.headers);
+        let carried_from = passport.as_ref().and_then(|passport| passport.from).filter(|from| !from.is_loopback());
+        let from = carried_from.unwrap_or_else(|| client(&self.shared.config, self.peer.ip(), &head.headers));
         if !self.shared.names.answer_to(host, port) {
-            return self.admit_visit(&facts, host, from, head);
+            return self.admit_visit(&facts, host, (from, passport.is_some()), head);
         }
         if let Some(name) = facts.foreign {
             let text = format!("{name} says that a page of another site asks; the pm3 API answers no page");
@@ -250,7 +305,13 @@ impl Open {
             return Err(Refusal::Told(session::too_many()));
         }
         match self.standing(&facts, host, head) {
-            Ok(Some(caller)) => Ok(Admitted::Call(Call { caller, from })),
+            Ok(Some(caller)) => {
+                let caller = match (&passport, &self.member) {
+                    (Some(passport), Some(member)) => Arc::new(passport.caller(member.name.as_str())),
+                    _ => caller,
+                };
+                Ok(Admitted::Call(Call { caller, from, passport }))
+            }
             Ok(None) if self.peer.ip().to_canonical().is_loopback() => {
                 Err(refuse(ErrorCode::Forbidden, self.external(facts.is_forwarded)))
             }
@@ -277,20 +338,41 @@ impl Open {
         session.admits(limit, now)
     }
 
-    fn admit_visit(&self, facts: &Facts<'_>, host: &str, from: IpAddr, head: &Parts) -> Result<Admitted, Refusal> {
-        let Some(found) = self.shared.hosts.find(host) else { return Err(Refusal::Closed) };
-        let claims = match self.token(facts, head) {
+    /// Who asked at first, on the word of a node that has proven to be one.
+    fn passport(&self, headers: &HeaderMap) -> Option<Passport> {
+        let member = self.member.as_ref()?;
+        headers.get(P_CALLER).filter(|_| member.role == Role::Node).and_then(Passport::read)
+    }
+
+    fn admit_visit(
+        &self,
+        facts: &Facts<'_>,
+        host: &str,
+        (from, is_vouched_for): (IpAddr, bool),
+        head: &Parts,
+    ) -> Result<Admitted, Refusal> {
+        let found = match self.shared.hosts.find(host) {
+            Some(found) => found,
+            // A node of the mesh is no scan.
+            None if self.member.is_some() => return Err(Refusal::Told(no_host(host))),
+            None => return Err(Refusal::Closed),
+        };
+        // The host's own parameter may have this name: what is no signature of ours only gives no rights.
+        let (claims, unproven) = match self.token(facts, head) {
             Some((token, query)) => {
                 let name = host.split(':').next().unwrap_or_default().to_ascii_lowercase();
-                Some(self.verified(token, &name, &query, head).map_err(|failure| Refusal::Told(failure.into()))?)
+                match self.verified(token, &name, &query, head) {
+                    Ok(claims) => (Some(claims), None),
+                    Err(failure) => (None, Some(failure)),
+                }
             }
-            None => None,
+            None => (None, None),
         };
         let came_straight = !facts.is_forwarded && facts.foreign.is_none();
         let is_internal = claims.is_some() || (self.caller.is_internal() && came_straight);
         let (address, peer) = (from.to_canonical(), self.peer.ip().to_canonical());
-        let visitor = Visitor { address, peer, is_internal, is_tls: self.is_tls };
-        Ok(Admitted::Visit(Visit { host: found, visitor, claims }))
+        let visitor = Visitor { address, peer, is_internal, is_tls: self.is_tls, is_vouched_for };
+        Ok(Admitted::Visit(Visit { host: found, visitor, claims, unproven }))
     }
 
     /// The signature that comes with a request, and the query without it.
@@ -345,6 +427,10 @@ impl Drop for Open {
 
 fn signed() -> Caller {
     Caller { standing: Standing::Internal, basis: Basis::Signature, ..Caller::unknown() }
+}
+
+fn no_host(host: &str) -> ApiError {
+    ApiError::new(ErrorCode::NotFound, format!("there is no host {host:?} on this node; [gateway.host] has its hosts"))
 }
 
 /// Gives a request the headers that its signature keeps for it.

@@ -22,10 +22,10 @@ pub(super) mod config;
 mod files;
 mod health;
 mod limit;
-mod link;
+pub(super) mod link;
 mod pool;
 mod proxy;
-mod trace;
+pub(super) mod trace;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -33,22 +33,20 @@ use std::sync::Arc;
 
 use axum::http::request::Parts;
 use axum::http::uri::PathAndQuery;
-use axum::http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use axum::http::{HeaderValue, Response, StatusCode, header};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use self::config::{ActionSpec, Headers, HostConfig, HostError, RouteSpec};
 use crate::api::body::Body;
 use crate::api::error::{ApiError, ErrorCode};
+use crate::api::gateway::heads::{TRACEPARENT, X_RAY};
 use crate::foundation::task::Task;
 use crate::pm3::params::decode_path;
 use files::Files;
 use limit::Limiter;
 use pool::Pool;
 use proxy::Client;
-
-const X_RAY: HeaderName = HeaderName::from_static("x-ray");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Every virtual host.
 pub(super) struct Hosts {
@@ -87,6 +85,8 @@ pub(super) struct Visitor {
     pub(super) peer: IpAddr,
     pub(super) is_internal: bool,
     pub(super) is_tls: bool,
+    /// A member of the mesh says who asks, and by which ray.
+    pub(super) is_vouched_for: bool,
 }
 
 impl Hosts {
@@ -160,7 +160,8 @@ impl Hosts {
         {
             return Ok(too_often(wait));
         }
-        let ray = self.names.ray();
+        let given = head.headers.get(X_RAY).filter(|_| visitor.is_vouched_for);
+        let ray = self.names.ray_or(given);
         head.headers.insert(TRACEPARENT, self.names.trace(head.headers.get(TRACEPARENT)));
         head.headers.insert(X_RAY, ray.clone());
         let mut response = route.act(&path, visitor, head, body).await?;
@@ -193,8 +194,9 @@ impl Route {
             Action::Redirect { target, status } => redirect(target, *status, &head),
             Action::Proxy(pool) => {
                 let asked = if pool.spec.strips { stripped(&head, &self.path)? } else { whole(&head) };
-                let Visitor { address, peer, is_internal, is_tls } = visitor;
-                proxy::pass(Arc::clone(pool), head, body, asked, Client { address, peer, is_internal, is_tls }).await
+                let Visitor { address, peer, is_internal, is_tls, is_vouched_for } = visitor;
+                let client = Client { address, peer, is_internal, is_tls, is_vouched_for };
+                proxy::pass(Arc::clone(pool), head, body, asked, client).await
             }
         }
     }

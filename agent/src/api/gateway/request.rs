@@ -85,7 +85,7 @@ impl<'a> Facts<'a> {
 }
 
 /// Headers by which proxies say for whom they ask.
-fn is_forwarding(name: &str) -> bool {
+pub(super) fn is_forwarding(name: &str) -> bool {
     name.starts_with("x-forwarded-")
         || matches!(
             name,

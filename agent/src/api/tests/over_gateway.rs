@@ -47,14 +47,33 @@ pub(super) async fn gateway_of(
     config: Config,
     identity: Option<crate::identity::Identity>,
 ) -> (Gateway, SocketAddr) {
+    let model = fixture.sources.model.clone();
+    gateway_beside(fixture, standing, config, Beside { identity, model, peer_port: 443 }).await
+}
+
+/// What a gateway has of the mesh.
+pub(super) struct Beside {
+    pub(super) identity: Option<crate::identity::Identity>,
+    pub(super) model: watch::Receiver<Arc<Model>>,
+    pub(super) peer_port: u16,
+}
+
+/// The same in a mesh.
+pub(super) async fn gateway_beside(
+    fixture: &Fixture,
+    standing: Standing,
+    config: Config,
+    Beside { identity, model, peer_port }: Beside,
+) -> (Gateway, SocketAddr) {
     let inputs = Inputs {
         config,
         pm3: Arc::clone(&fixture.sources.pm3),
-        model: fixture.sources.model.clone(),
+        model,
         classifier: Arc::new(Everybody(standing)),
         steering: None,
         metrics: fixture.sources.metrics.clone(),
         identity,
+        peer_port,
     };
     let gateway = start(inputs, fixture.stop());
     let mut status = gateway.status();

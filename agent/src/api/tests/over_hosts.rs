@@ -20,7 +20,7 @@ use crate::pm3::caller::Standing;
 
 /// What a server does with a request.
 #[derive(Debug, Clone, Copy)]
-enum Manner {
+pub(super) enum Manner {
     /// Says what it was asked, head and body.
     Echo,
     /// Answers with this status.
@@ -33,13 +33,13 @@ enum Manner {
     Upgrade,
 }
 
-struct Server {
-    address: SocketAddr,
+pub(super) struct Server {
+    pub(super) address: SocketAddr,
     asked: Arc<AtomicUsize>,
     _task: task::Task,
 }
 
-async fn server(manner: Manner) -> Server {
+pub(super) async fn server(manner: Manner) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = listener.local_addr().expect("bound");
     let asked = Arc::new(AtomicUsize::new(0));

@@ -18,7 +18,7 @@ use crate::identity::authority::Authority;
 use crate::identity::{Identity, Purpose};
 use crate::pm3::caller::Standing;
 
-fn node(authority: &Authority, name: &str) -> Identity {
+pub(super) fn node(authority: &Authority, name: &str) -> Identity {
     Identity::in_memory(authority, &name.parse().expect("a name"), "weft.internal").expect("an identity")
 }
 

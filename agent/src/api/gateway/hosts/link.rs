@@ -90,14 +90,14 @@ impl Link {
 }
 
 /// The body of a request on its way to a server.
-pub(super) enum Upload {
+pub(in crate::api::gateway) enum Upload {
     Nothing,
     Body { body: Incoming, pause: Option<Pin<Box<Sleep>>>, ended: Arc<AtomicBool> },
 }
 
 impl Upload {
     /// The body, and a flag that is set when it has gone through.
-    pub(super) fn new(body: Incoming) -> (Self, Arc<AtomicBool>) {
+    pub(in crate::api::gateway) fn new(body: Incoming) -> (Self, Arc<AtomicBool>) {
         let is_empty = hyper::body::Body::is_end_stream(&body);
         let ended = Arc::new(AtomicBool::new(is_empty));
         if is_empty {
@@ -106,7 +106,7 @@ impl Upload {
         (Self::Body { body, pause: None, ended: Arc::clone(&ended) }, ended)
     }
 
-    pub(super) fn is_nothing(&self) -> bool {
+    pub(in crate::api::gateway) fn is_nothing(&self) -> bool {
         matches!(self, Self::Nothing)
     }
 }

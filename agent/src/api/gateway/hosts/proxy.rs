@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 
 use axum::http::request::Parts;
 use axum::http::uri::PathAndQuery;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use axum::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use bytes::Bytes;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use hyper_util::rt::TokioIo;
@@ -26,6 +26,7 @@ use super::link::{Link, Upload};
 use super::pool::{Pool, UnderWay};
 use crate::api::body::Body;
 use crate::api::error::{ApiError, ErrorCode};
+use crate::api::gateway::heads::{self, P_CALLER, remove_hop_by_hop, wants_upgrade};
 use crate::foundation::task;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -33,17 +34,6 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const P_IP: HeaderName = HeaderName::from_static("p-ip");
 const P_INTERNAL: HeaderName = HeaderName::from_static("p-internal");
-/// Other ways to say where a request comes from.
-const CLAIMS: [&str; 5] = ["forwarded", "x-real-ip", "x-client-ip", "cf-connecting-ip", "true-client-ip"];
-const HOP_BY_HOP: [HeaderName; 6] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::TE,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
-
 /// What is known about the client of a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Client {
@@ -52,6 +42,8 @@ pub(super) struct Client {
     /// The other end of the connection; differs from the address where that is a trusted proxy.
     pub(super) peer: IpAddr,
     pub(super) is_tls: bool,
+    /// A member of the mesh says who asks.
+    pub(super) is_vouched_for: bool,
 }
 
 /// Passes a request on; `path` is what the server is asked for.
@@ -302,29 +294,6 @@ impl hyper::body::Body for Begun {
     }
 }
 
-fn wants_upgrade(headers: &HeaderMap) -> bool {
-    let connection = headers.get(header::CONNECTION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    headers.contains_key(header::UPGRADE)
-        && connection.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
-}
-
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if let Some(named) = headers.get(header::CONNECTION) {
-        let named: Vec<HeaderName> =
-            named.to_str().unwrap_or_default().split(',').filter_map(|name| name.trim().parse().ok()).collect();
-        for name in named {
-            headers.remove(name);
-        }
-        for name in &HOP_BY_HOP {
-            headers.remove(name);
-        }
-    } else {
-        for name in &HOP_BY_HOP[1..] {
-            headers.remove(name);
-        }
-    }
-}
-
 /// Makes the head of a client's request that of ours to a server.
 fn prepare(head: &mut Parts, path: PathAndQuery, client: Client, is_upgrade: bool) {
     let upgrade = head.headers.get(header::UPGRADE).cloned().filter(|_| is_upgrade);
@@ -338,8 +307,9 @@ fn prepare(head: &mut Parts, path: PathAndQuery, client: Client, is_upgrade: boo
     head.version = Version::HTTP_11;
     remove_hop_by_hop(&mut head.headers);
     head.headers.remove(header::EXPECT);
-    for name in CLAIMS {
-        head.headers.remove(name);
+    heads::remove_claims(&mut head.headers);
+    if !client.is_vouched_for {
+        head.headers.remove(P_CALLER);
     }
     if let Some(upgrade) = upgrade {
         head.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));

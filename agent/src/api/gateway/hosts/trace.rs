@@ -10,7 +10,7 @@ use super::balance::mix;
 
 /// Gives names out.
 #[derive(Debug)]
-pub(super) struct Names {
+pub(in crate::api::gateway) struct Names {
     seed: u64,
     count: AtomicU64,
     /// `-` and the first three letters of the node.
@@ -20,7 +20,7 @@ pub(super) struct Names {
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
 impl Names {
-    pub(super) fn new(node: &str) -> Self {
+    pub(in crate::api::gateway) fn new(node: &str) -> Self {
         let mut seed = [0; 8];
         // Without random bytes the names are unique in this process only.
         aws_lc_rs::rand::fill(&mut seed).ok();
@@ -43,8 +43,15 @@ impl Names {
         value(&text)
     }
 
+    /// The ray given, if it is one, else a new one.
+    pub(in crate::api::gateway) fn ray_or(&self, given: Option<&HeaderValue>) -> HeaderValue {
+        let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-';
+        let is_ray = |ray: &&HeaderValue| (1..=64).contains(&ray.len()) && ray.as_bytes().iter().all(is_plain);
+        given.filter(is_ray).cloned().unwrap_or_else(|| self.ray())
+    }
+
     /// The trace context to pass on: the trace of `given` if it is one, else a new one, with a span of ours.
-    pub(super) fn trace(&self, given: Option<&HeaderValue>) -> HeaderValue {
+    pub(in crate::api::gateway) fn trace(&self, given: Option<&HeaderValue>) -> HeaderValue {
         let mut text = *b"00-00000000000000000000000000000000-0000000000000000-01";
         match given.and_then(|given| trace_of(given.as_bytes())) {
             Some((trace, flags)) => {
