@@ -15,6 +15,7 @@ pub mod gateway;
 pub mod error;
 pub mod grpc;
 mod http;
+mod patience;
 pub mod process;
 pub mod view;
 pub mod web;

@@ -1,6 +1,7 @@
 //! Supervised processes of a whole agent: started, crashed, stopped with all they started, kept over the death of the agent.
 
 mod health;
+mod inherited;
 mod keeping;
 mod limits;
 

@@ -89,10 +89,11 @@ fn the_python_client_of_the_document_runs_unchanged_and_every_answer_is_as_promi
     let _agent = TestAgent::start(&host, settings("")).expect("it starts");
     let directory = tempfile::tempdir().expect("a temporary directory");
     let client = place(directory.path(), "client.py", include_str!("web/client.py"));
-    let words = [PYTHON, "-c", include_str!("web/drive.py"), &client, "--no-health"];
+    let words = [PYTHON, "-c", include_str!("web/drive.py"), &client];
     let report = host.run(&words).expect("the client is content");
     assert!(
-        report.starts_with("content: ") && report.contains("process_event, process_update, system_update"),
+        report.starts_with("content: ")
+            && report.contains("health_update, process_event, process_update, system_update"),
         "{report}"
     );
 }

@@ -20,7 +20,6 @@ mod hop;
 mod hosts;
 mod listener;
 mod metrics;
-mod patience;
 mod request;
 mod session;
 mod tls;

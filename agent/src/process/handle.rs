@@ -136,6 +136,11 @@ impl Handle {
         self.shared.as_ref().map_or_else(|_why| Arc::default(), |shared| Arc::clone(&shared.snapshot.borrow()))
     }
 
+    /// The version of [`Self::snapshot`].
+    pub fn version(&self) -> u64 {
+        self.shared.as_ref().map_or_else(|_why| Snapshot::default().version, |shared| shared.snapshot.borrow().version)
+    }
+
     /// Every instance, and every change.
     pub fn changes(&self) -> watch::Receiver<Arc<Snapshot>> {
         match &self.shared {

@@ -5,7 +5,8 @@
 //! waits until the child has replaced itself or failed, which the child says in memory that both see.
 //!
 //! Invariants: between clone and execve the child makes system calls only (no allocation, no lock, no function of the C
-//! library that touches its state); it inherits the descriptors it is given as 0, 1 and 2 and no other.
+//! library that touches its state); it inherits the descriptors it is given as 0, 1 and 2 and no other; no signal is blocked
+//! or ignored in it.
 
 #![expect(unsafe_code, reason = "clone3 with a stack of its own, and system calls between it and execve")]
 
@@ -35,8 +36,8 @@ pub struct Child<'a> {
     /// `cgroup.procs` of further hierarchies (cgroup v1) it moves itself to.
     pub moves: Vec<BorrowedFd<'a>>,
     pub identity: Option<Identity>,
-    /// Resource and its soft and hard limit (setrlimit(2)).
-    pub limits: Vec<(u32, u64)>,
+    /// Resource, soft and hard limit (setrlimit(2)).
+    pub limits: Vec<(u32, u64, u64)>,
     /// Neither it nor its children gain privileges by execve (`PR_SET_NO_NEW_PRIVS`).
     pub no_new_privileges: bool,
     /// The capabilities it may hold, as a mask; `None`: all of this process's bounding set.
@@ -94,7 +95,7 @@ struct Plan {
     groups: *const u32,
     group_count: usize,
     has_identity: bool,
-    limits: *const (u32, u64),
+    limits: *const (u32, u64, u64),
     limit_count: usize,
     no_new_privileges: bool,
     capabilities: u64,
@@ -292,8 +293,8 @@ unsafe fn prepare(plan: &Plan) -> usize {
             return 2;
         }
         for index in 0..plan.limit_count {
-            let (resource, value) = *plan.limits.add(index);
-            let limit = libc::rlimit64 { rlim_cur: value, rlim_max: value };
+            let (resource, soft, hard) = *plan.limits.add(index);
+            let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
             if libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, ptr::null::<libc::c_void>()) < 0 {
                 return 4;
             }
@@ -320,10 +321,24 @@ unsafe fn prepare(plan: &Plan) -> usize {
         if plan.no_new_privileges && libc::syscall(libc::SYS_prctl, libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 {
             return 5;
         }
+        default_signals();
         let none: u64 = 0;
         libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, ptr::null::<libc::c_void>(), 8);
         libc::syscall(libc::SYS_execve, plan.program, plan.argv, plan.envp);
         9
+    }
+}
+
+/// Has every signal do what it does by default: `CLONE_CLEAR_SIGHAND` leaves those that are ignored, and this process ignores
+/// SIGPIPE, without which a shell's `yes | head` never ends.
+unsafe fn default_signals() {
+    // The kernel's `struct sigaction`: handler SIG_DFL, no flags, no restorer, an empty mask.
+    let default = [0_u64; 4];
+    for signal in 1..=64 {
+        // SAFETY: the handlers are the child's own (no CLONE_SIGHAND). SIGKILL and SIGSTOP are refused, as they have no other.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null::<libc::c_void>(), 8);
+        }
     }
 }
 

@@ -26,11 +26,11 @@ use tokio::net::TcpStream;
 use super::heads::P_CALLER;
 use super::hop::{self, Passport, Way};
 use super::hosts::{Host, Visitor};
-use super::patience::{Patient, Running, Work};
 use super::request::{Facts, client};
 use super::{Shared, session, tls};
 use crate::api::body::Body;
 use crate::api::error::{ApiError, ErrorCode};
+use crate::api::patience::{Patience, Patient, Running, Work};
 use crate::api::{http, methods};
 use crate::foundation::lifecycle::Stop;
 use crate::identity::certificate::{Member, Role};
@@ -44,6 +44,8 @@ use crate::pm3::signer::{self, Claims, split_query};
 const MAX_STREAMS: u32 = 128;
 /// A dead HTTP/2 client is noticed by its missing answer to a ping.
 const PING_INTERVAL: std::time::Duration = std::time::Duration::from_secs(20);
+/// Ten seconds; answers are small.
+const PATIENCE: Patience = Patience { idle_looks: 2, writes_vectored: false };
 /// The head of a request, which a call needs little of.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 
@@ -127,7 +129,7 @@ impl Open {
     {
         let open = Arc::new(self);
         let shared = Arc::clone(&open.shared);
-        let io = TokioIo::new(Patient::new(stream, Arc::clone(&open.work)));
+        let io = TokioIo::new(Patient::new(stream, Arc::clone(&open.work), PATIENCE));
         let answers = Answers { open, stop: stop.clone() };
         let mut serving = std::pin::pin!(shared.server.serve_connection_with_upgrades(io, answers));
         let mut asked = stop.asked();

@@ -25,9 +25,20 @@ static HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
     fixed.into_iter().map(|(name, value)| (name, HeaderValue::from_static(value))).collect()
 });
 
+/// [`HEADERS`] of what is JSON, made once: most answers are.
+static JSON_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
+    let mut headers = HEADERS.clone();
+    headers.insert(header::CONTENT_TYPE, JSON);
+    headers
+});
+
 /// An answer with these bytes.
 pub(super) fn bytes(content_type: HeaderValue, content: impl Into<Body>) -> Response<Body> {
     let mut response = Response::new(content.into());
+    if content_type == JSON {
+        *response.headers_mut() = JSON_HEADERS.clone();
+        return response;
+    }
     *response.headers_mut() = HEADERS.clone();
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     response

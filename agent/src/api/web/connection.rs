@@ -1,13 +1,17 @@
-//! One connection: each request is found in the table, judged, carried out and answered.
+//! One connection: each request is found in the table, judged, carried out and answered; the list at once where it is there.
 
 use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Context, Poll};
 
 use axum::http::request::Parts;
 use axum::http::{Method, Request, Response, StatusCode, header};
+use futures_util::future::BoxFuture;
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
+use hyper::service::Service;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
@@ -16,14 +20,15 @@ use super::access::{self, Grant};
 use super::head::Facts;
 use super::problem::{Code, Problem};
 use super::routes::{Access, Route};
-use super::{Site, answer, content, endpoints, host, routes};
+use super::{Site, answer, content, endpoints, host, list, routes};
 use crate::api::body::Body;
 use crate::api::http;
+use crate::api::patience::{Patience, Patient, Work};
 use crate::foundation::lifecycle::Stop;
 use crate::pm3::caller::Caller;
 
-/// How long a head may take to come in, and how long a connection may lie idle between two requests.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Half a minute for a head to come in and between two requests; the list of a hundred processes is no small answer.
+const PATIENCE: Patience = Patience { idle_looks: 6, writes_vectored: true };
 /// The head of a request, which a call needs little of.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 
@@ -41,36 +46,106 @@ pub(super) struct Asked<'a> {
     pub(super) upgrade: Option<OnUpgrade>,
 }
 
-pub(super) async fn serve(stream: TcpStream, site: Arc<Site>, caller: Arc<Caller>, mut stop: Stop) {
-    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let (site, caller) = (Arc::clone(&site), Arc::clone(&caller));
-        async move { Ok::<_, Infallible>(respond(&site, &caller, request).await) }
-    });
+pub(super) async fn serve(stream: TcpStream, site: Arc<Site>, caller: Arc<Caller>, stop: Stop) {
+    let work: Arc<Work> = Arc::default();
+    let io = TokioIo::new(Patient::new(stream, Arc::clone(&work), PATIENCE));
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        // Time is kept by [`Patient`].
+        .header_read_timeout(None)
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(io, Answers { site, caller, work })
         .with_upgrades();
     let mut serving = std::pin::pin!(serving);
-    let result = tokio::select! {
-        result = serving.as_mut() => result,
-        () = stop.requested() => {
+    let mut asked = stop.asked();
+    let mut is_ending = false;
+    let result = std::future::poll_fn(|cx| {
+        if !is_ending && asked.poll(cx).is_ready() {
+            is_ending = true;
             serving.as_mut().graceful_shutdown();
-            serving.await
         }
-    };
-    http::log_end("web", result);
+        serving.as_mut().poll(cx)
+    });
+    http::log_end("web", result.await);
 }
 
-async fn respond(site: &Arc<Site>, caller: &Arc<Caller>, mut request: Request<Incoming>) -> Response<Body> {
-    let upgrade = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
-    let (head, body) = request.into_parts();
+/// What hyper asks for every request.
+struct Answers {
+    site: Arc<Site>,
+    caller: Arc<Caller>,
+    work: Arc<Work>,
+}
+
+impl Service<Request<Incoming>> for Answers {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn call(&self, mut request: Request<Incoming>) -> Answering {
+        let upgrade = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
+        let (head, body) = request.into_parts();
+        if let Some(response) = at_once(&self.site, &self.caller, &head, &body) {
+            self.work.done();
+            return Answering::Now(Some(response));
+        }
+        let (site, caller, work) = (Arc::clone(&self.site), Arc::clone(&self.caller), Arc::clone(&self.work));
+        Answering::Later(Box::pin(async move {
+            let _running = work.begin();
+            let response = respond(&site, &caller, head, body, upgrade).await;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                work.upgraded();
+            }
+            Ok(response)
+        }))
+    }
+}
+
+/// An answer that is there or comes.
+enum Answering {
+    Now(Option<Response<Body>>),
+    Later(BoxFuture<'static, Result<Response<Body>, Infallible>>),
+}
+
+impl Future for Answering {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut *self {
+            // Whoever polls on after the end gets no second answer.
+            Self::Now(response) => response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response))),
+            Self::Later(later) => later.as_mut().poll(cx),
+        }
+    }
+}
+
+/// The list, which pollers ask for, where it is written already: neither a box nor a state machine is made for it.
+fn at_once(site: &Arc<Site>, caller: &Arc<Caller>, head: &Parts, body: &Incoming) -> Option<Response<Body>> {
+    if head.method != Method::GET || head.uri.path() != list::PATH || head.uri.query().is_some() {
+        return None;
+    }
+    if !body.is_end_stream() {
+        return None;
+    }
+    let text = site.list.newest(&site.sources.process)?;
+    let facts = Facts::of(head);
+    // A refusal is written where all are.
+    let asked = let_in(site, caller, head, &facts).ok()?;
+    audit(&asked);
+    Some(with_origin(answer::bytes(answer::JSON, text), site, asked.grant, &facts))
+}
+
+async fn respond(
+    site: &Arc<Site>,
+    caller: &Arc<Caller>,
+    head: Parts,
+    body: Incoming,
+    upgrade: Option<OnUpgrade>,
+) -> Response<Body> {
     let facts = Facts::of(&head);
     if head.method == Method::OPTIONS {
         return options(site, &head, &facts);
     }
-    let (mut response, grant) = match let_in(site, caller, &head, &facts) {
+    let (response, grant) = match let_in(site, caller, &head, &facts) {
         Ok(asked) => {
             let grant = asked.grant;
             (carry_out(Asked { upgrade, ..asked }, body).await, grant)
@@ -82,6 +157,11 @@ async fn respond(site: &Arc<Site>, caller: &Arc<Caller>, mut request: Request<In
             (answer::problem(&problem), is_of_access.then_some(Grant::Key))
         }
     };
+    with_origin(response, site, grant, &facts)
+}
+
+/// Lets a page of another origin read what was asked with the key, where the configuration allows it.
+fn with_origin(mut response: Response<Body>, site: &Site, grant: Option<Grant>, facts: &Facts<'_>) -> Response<Body> {
     if grant == Some(Grant::Key) && site.settings.key.is_some() {
         site.settings.origins.write(response.headers_mut(), facts.origin);
     }

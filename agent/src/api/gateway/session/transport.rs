@@ -16,9 +16,9 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
 use super::super::codec::Codec;
-use super::super::patience::Patient;
 use super::Wire;
 use super::frames::{self, Frame, Frames, Violation};
+use crate::api::patience::Patient;
 
 /// How long a peer may take to read what it asked for.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);

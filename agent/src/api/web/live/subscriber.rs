@@ -24,6 +24,7 @@ use tokio_tungstenite::tungstenite::{Bytes, Utf8Bytes};
 
 use super::{Batch, Full, Live, message};
 use crate::api::body::Body;
+use crate::api::patience::Patient;
 use crate::api::web::answer;
 use crate::api::web::problem::{Code, Problem};
 use crate::foundation::lifecycle::Stop;
@@ -64,7 +65,7 @@ pub(in crate::api::web) fn upgrade(context: Context<'_>) -> Result<Response<Body
     let live = live.clone();
     task::detach("subscriber", async move {
         match upgrade.await {
-            Ok(upgraded) => match upgraded.downcast::<TokioIo<TcpStream>>() {
+            Ok(upgraded) => match upgraded.downcast::<TokioIo<Patient<TcpStream>>>() {
                 Ok(parts) => Subscriber::new(parts).await.serve(&live, batches, stop).await,
                 Err(_other) => tracing::error!("a connection of another kind than this listener accepts was upgraded"),
             },
@@ -119,8 +120,8 @@ struct Subscriber {
 struct Gone;
 
 impl Subscriber {
-    async fn new(parts: Parts<TokioIo<TcpStream>>) -> Self {
-        let stream = parts.io.into_inner();
+    async fn new(parts: Parts<TokioIo<Patient<TcpStream>>>) -> Self {
+        let stream = parts.io.into_inner().into_inner();
         if let Err(error) = SockRef::from(&stream).set_send_buffer_size(SEND_BYTES) {
             tracing::debug!(%error, "the kernel keeps its own size of the send buffer");
         }

@@ -4,6 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 
+use nix::sys::resource::{Resource, getrlimit};
+
 use crate::process::definition::Limits;
 use crate::process::platform::{Place, StartError};
 use crate::sys::cgroup::{self, Hierarchies};
@@ -108,7 +110,15 @@ pub(super) fn remove(hierarchies: &Hierarchies, root: &Path, place: &Place) {
     }
 }
 
-/// The limits of setrlimit(2).
-pub(super) fn resources(limits: &Limits) -> Vec<(u32, u64)> {
-    limits.open_files.map(|files| (nix::libc::RLIMIT_NOFILE, files)).into_iter().collect()
+/// Open files where a definition says nothing: what select(2) can take, and what a program that knows better may raise.
+const OPEN_FILES: u64 = 1024;
+
+/// The limits of setrlimit(2): resource, soft, hard.
+pub(super) fn resources(limits: &Limits) -> Vec<(u32, u64, u64)> {
+    let open_files = match limits.open_files {
+        Some(files) => Some((files, files)),
+        // The agent raised its own soft limit to the hard one, which stays what the service manager gave.
+        None => getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_soft, hard)| (OPEN_FILES.min(hard), hard)),
+    };
+    open_files.map(|(soft, hard)| (nix::libc::RLIMIT_NOFILE, soft, hard)).into_iter().collect()
 }

@@ -3,8 +3,8 @@
 //! A look at the clock every few seconds compares what the connection has done since the last one. A request then costs
 //! two counters; arming a timer for each head that is awaited would cost more than reading it.
 //!
-//! Invariants: without a whole request and without one in work a connection lives [`LOOK`] × [`IDLE_LOOKS`] to one look
-//! more; one whose client takes nothing of what is written, [`LOOK`] × [`STALLED_LOOKS`]; HTTP/2 has pings of its own once
+//! Invariants: without a whole request and without one in work a connection lives [`LOOK`] × the idle looks of its
+//! [`Patience`] to one look more; one whose client takes nothing of what is written, [`LOOK`] × [`STALLED_LOOKS`]; HTTP/2 has pings of its own once
 //! its preface is whole.
 
 use std::io;
@@ -18,13 +18,22 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 const LOOK: Duration = Duration::from_secs(5);
-const IDLE_LOOKS: u32 = 2;
 const STALLED_LOOKS: u32 = 6;
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// How a listener treats its connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::api) struct Patience {
+    /// Looks that a connection may be idle for.
+    pub(in crate::api) idle_looks: u32,
+    /// Whether heads and bodies are written from where they lie. Small answers are better copied behind their heads: one
+    /// buffer costs the kernel less than two.
+    pub(in crate::api) writes_vectored: bool,
+}
+
 /// What a connection has to do, counted by whoever answers on it.
 #[derive(Debug, Default)]
-pub(super) struct Work {
+pub(in crate::api) struct Work {
     begun: AtomicU64,
     running: AtomicUsize,
     is_upgraded: AtomicBool,
@@ -32,12 +41,12 @@ pub(super) struct Work {
 
 impl Work {
     /// A request was answered at once.
-    pub(super) fn done(&self) {
+    pub(in crate::api) fn done(&self) {
         self.begun.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The connection is no longer one of requests: whoever has it now looks after it.
-    pub(super) fn upgraded(&self) {
+    pub(in crate::api) fn upgraded(&self) {
         self.is_upgraded.store(true, Ordering::Relaxed);
     }
 
@@ -46,7 +55,7 @@ impl Work {
     }
 
     /// A request is in work while the guard lives.
-    pub(super) fn begin(self: &Arc<Self>) -> Running {
+    pub(in crate::api) fn begin(self: &Arc<Self>) -> Running {
         self.done();
         self.running.fetch_add(1, Ordering::Relaxed);
         Running(Arc::clone(self))
@@ -55,7 +64,7 @@ impl Work {
 
 /// A request in work, its streamed answer included.
 #[derive(Debug)]
-pub(super) struct Running(Arc<Work>);
+pub(in crate::api) struct Running(Arc<Work>);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -65,9 +74,10 @@ impl Drop for Running {
 
 /// A stream that fails once its connection does not get on.
 #[derive(Debug)]
-pub(super) struct Patient<S> {
+pub(in crate::api) struct Patient<S> {
     stream: S,
     work: Arc<Work>,
+    patience: Patience,
     /// How much of [`PREFACE`] came; more than its length: something else came.
     preface: usize,
     written: u64,
@@ -78,10 +88,11 @@ pub(super) struct Patient<S> {
 }
 
 impl<S> Patient<S> {
-    pub(super) fn new(stream: S, work: Arc<Work>) -> Self {
+    pub(in crate::api) fn new(stream: S, work: Arc<Work>, patience: Patience) -> Self {
         Self {
             stream,
             work,
+            patience,
             preface: 0,
             written: 0,
             is_stalled: false,
@@ -92,7 +103,7 @@ impl<S> Patient<S> {
     }
 
     /// What it was made of, without patience.
-    pub(super) fn into_inner(self) -> S {
+    pub(in crate::api) fn into_inner(self) -> S {
         self.stream
     }
 
@@ -105,7 +116,7 @@ impl<S> Patient<S> {
             let gets_on = seen != self.seen || (is_working && !self.is_stalled);
             self.seen = seen;
             self.quiet_looks = if gets_on { 0 } else { self.quiet_looks + 1 };
-            let patience = if self.is_stalled { STALLED_LOOKS } else { IDLE_LOOKS };
+            let patience = if self.is_stalled { STALLED_LOOKS } else { self.patience.idle_looks };
             if self.quiet_looks >= patience {
                 return Err(io::ErrorKind::TimedOut.into());
             }
@@ -165,8 +176,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     }
 
     fn is_write_vectored(&self) -> bool {
-        // Small answers are copied behind their heads: one buffer costs the kernel less than two.
-        false
+        self.patience.writes_vectored
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -184,10 +194,12 @@ mod tests {
 
     use super::*;
 
+    const PATIENCE: Patience = Patience { idle_looks: 2, writes_vectored: false };
+
     async fn lives_for(work: &Arc<Work>, first: &[u8]) -> Duration {
         let (mut client, server) = duplex(64);
         client.write_all(first).await.expect("there is room");
-        let mut patient = Patient::new(server, Arc::clone(work));
+        let mut patient = Patient::new(server, Arc::clone(work), PATIENCE);
         let started = Instant::now();
         let read = async { while patient.read_u8().await.is_ok() {} };
         tokio::time::timeout(Duration::from_secs(3600), read).await.ok();
@@ -214,7 +226,7 @@ mod tests {
         let work: Arc<Work> = Arc::default();
         let _running = work.begin();
         let (_client, server) = duplex(64);
-        let mut patient = Patient::new(server, work);
+        let mut patient = Patient::new(server, work, PATIENCE);
         let started = Instant::now();
         assert!(patient.write_all(&[0; 1000]).await.is_err());
         assert!((30..=35).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
