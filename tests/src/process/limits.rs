@@ -98,3 +98,27 @@ fn a_process_of_another_user_has_that_users_rights_and_directory() {
     agent.cli_text(&["stop", "low"]).expect("stopped");
     assert!(!is_alive(main));
 }
+
+#[test]
+fn what_writes_without_end_fills_its_log_files_and_no_disk() {
+    if !gate::root_and(&["wg", "ip", "nsenter", "yes"]) {
+        return;
+    }
+    let host = NetNs::new().expect("a namespace");
+    let tables = "[supervisor]\nlog_max_size = \"1M\"\nlog_keep = 2\nlog_compress = false\n";
+    let agent = start_with(&host, tables);
+    let line = "x".repeat(100);
+    let program = format!("sh -c 'yes {line} | head -c 20000000; echo over >&2; exec sleep 1000'");
+    agent.cli_text(&["start", &program, "--name", "flood"]).expect("started");
+    let over = || agent.cli_text(&["logs", "flood", "--err", "--raw"]).is_ok_and(|text| text.contains("over"));
+    eventually(Duration::from_secs(60), "all was written", over).expect("nobody is kept waiting for ever");
+    let directory = agent.directory().join("state/logs/process");
+    let files: Vec<(String, u64)> = fs::read_dir(directory)
+        .expect("there")
+        .flatten()
+        .map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.metadata().map_or(0, |file| file.len())))
+        .filter(|(name, _)| name.starts_with("flood-out.log"))
+        .collect();
+    assert!(files.len() <= 3 && files.iter().all(|(_, bytes)| *bytes <= 1 << 20), "{files:?}");
+    assert_eq!(item(&agent, "flood")["status"], "online");
+}

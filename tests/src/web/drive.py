@@ -111,8 +111,8 @@ try:
     assert client.list_processes()["total"] == 1, "what is refused leaves nothing"
 
     # The documented form of a health check.
-    check = {"check_type": "script", "script": "true", "interval": 200}
-    client.start_process({"name": "checked", "script": "sleep", "args": ["1000"], "health_check": check})
+    by_script = {"check_type": "script", "script": "true", "interval": 200}
+    client.start_process({"name": "checked", "script": "sleep", "args": ["1000"], "health_check": by_script})
     assert complete.wait(20), f"only {seen} came: {lines[-20:]}"
     health = ask("GET", one + "/health", "checked").json()["health"]
     assert health["status"] == "healthy" and health["total_checks"] >= 1 and health["success_rate"] == 100.0, health
