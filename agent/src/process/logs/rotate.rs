@@ -52,6 +52,24 @@ impl LogFile {
 
     /// Appends what a process wrote. What the disk does not take is counted and told in the file once it does.
     pub fn append(&mut self, chunk: &[u8], now: SystemTime, scratch: &mut Vec<u8>) {
+        // Chunks end anywhere, and a file is rotated at the end of a line: the first in the chunk, where it is time.
+        let end =
+            chunk.iter().position(|byte| *byte == b'\n').filter(|_| !self.begins_line && self.is_long_with(chunk));
+        let (rest_of_line, more) = chunk.split_at(end.map_or(0, |end| end + 1));
+        for part in [rest_of_line, more] {
+            if !part.is_empty() {
+                self.append_part(part, now, scratch);
+            }
+        }
+    }
+
+    /// Whether `chunk` could make the file too long, times of lines included.
+    fn is_long_with(&self, chunk: &[u8]) -> bool {
+        let more = chunk.len() as u64 * 2;
+        self.file.as_ref().is_some_and(|open| open.bytes + more > self.target.max_bytes)
+    }
+
+    fn append_part(&mut self, chunk: &[u8], now: SystemTime, scratch: &mut Vec<u8>) {
         scratch.clear();
         let stamp = format::stamp(now);
         if self.lost > 0 {
