@@ -1,7 +1,9 @@
 //! Ecosystem files: definitions in JSON, YAML or TOML, with PMDaemon's keys or PM2's. Pure.
 //!
 //! `{"apps": [ … ]}`, a list, or one definition. Relative paths are meant from the directory of the file. What PM2 knows and
-//! means nothing here is left out and named; any other key that is not known is refused.
+//! means nothing here is left out and named; any other key that is not known is refused. What `pm2 save` writes is read too.
+
+mod dump;
 
 use std::path::{Path, PathBuf};
 
@@ -24,7 +26,8 @@ impl Format {
     /// The format by the ending of a name.
     pub fn of(path: &Path) -> Option<Self> {
         match path.extension()?.to_str()? {
-            "json" => Some(Self::Json),
+            // `dump.pm2` is JSON.
+            "json" | "pm2" => Some(Self::Json),
             "yaml" | "yml" => Some(Self::Yaml),
             "toml" => Some(Self::Toml),
             _ => None,
@@ -94,7 +97,11 @@ pub fn read(text: &str, format: Format, directory: &Path, profile: Option<&str>)
         Format::Toml => toml::from_str(text).map_err(|error| parse(error.to_string()))?,
     };
     let mut ecosystem = Ecosystem::default();
-    for app in apps(value)? {
+    let mut apps = apps(value)?;
+    if dump::is_dump(&apps) {
+        apps = dump::apps(apps, &mut ecosystem.notes);
+    }
+    for app in apps {
         let definition = convert(app, directory, profile, &mut ecosystem.notes)?;
         if ecosystem.definitions.iter().any(|other| other.name == definition.name) {
             return Err(EcosystemError::Twice(definition.name));
@@ -236,6 +243,34 @@ mod tests {
         assert_eq!(found.notes, ["app: vizion is left out: no version control is looked at"]);
         let none = read(text, Format::Json, Path::new("/srv"), Some("staging")).expect_err("no such profile");
         assert!(none.to_string().contains("env_staging"), "{none}");
+    }
+
+    #[test]
+    fn what_pm2_saved_is_read_without_its_own_state_and_the_shell_of_its_user() {
+        let item = |instance: u32| {
+            format!(
+                r#"{{"name":"web","namespace":"default","pm_exec_path":"/srv/web/app.js","pm_cwd":"/srv/web","args":["-p","1"],
+                "node_args":[],"exec_interpreter":"node","exec_mode":"cluster_mode","instances":2,"autorestart":false,
+                "watch":false,"cron_restart":null,"uid":33,"kill_timeout":1600,"pm_id":{instance},"status":"stopped",
+                "pm_uptime":1,"axm_actions":[],"PATH":"/bin","SSH_TTY":"/dev/pts/0","NODE_APP_INSTANCE":{instance},
+                "env":{{"A":"b","N":1,"PWD":"/srv","web":{{}},"unique_id":"{instance}","NODE_APP_INSTANCE":{instance}}}}}"#
+            )
+        };
+        let text = format!("[{},{}]", item(0), item(1));
+        let found = read(&text, Format::Json, Path::new("/srv/.pm2"), None).expect("PM2's");
+        let [web] = &found.definitions[..] else { panic!("one app: {:?}", found.definitions) };
+        assert_eq!(
+            (web.name.as_str(), web.script.as_str(), web.instances),
+            ("web", "/srv/web/app.js", Count::Exactly(2))
+        );
+        assert_eq!((web.cwd.as_deref(), web.user.as_deref()), (Some(Path::new("/srv/web")), Some("33")));
+        assert_eq!((web.autorestart, web.autostart), (false, false));
+        assert_eq!(web.env.keys().collect::<Vec<_>>(), ["A", "N"]);
+        assert!(found.notes.iter().any(|note| note.starts_with("web: env holds")), "{:?}", found.notes);
+        let watching = item(0).replace(r#""watch":false"#, r#""watch":true"#);
+        let refused = read(&format!("[{watching}]"), Format::Json, Path::new("/"), None).expect_err("not there");
+        assert!(refused.to_string().contains("watch"), "{refused}");
+        assert_eq!(Format::of(Path::new("/srv/.pm2/dump.pm2")), Some(Format::Json));
     }
 
     #[test]

@@ -123,7 +123,7 @@ pub(in crate::cli) struct LogsArgs {
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ImportArgs {
-    /// ecosystem.config.js, or an ecosystem file in JSON, YAML or TOML
+    /// ecosystem.config.js, an ecosystem file in JSON, YAML or TOML, or what `pm2 save` wrote (~/.pm2/dump.pm2)
     pub(super) file: PathBuf,
     /// env_NAME over env
     #[arg(long, value_name = "NAME")]

@@ -39,7 +39,7 @@ pub(in crate::cli) enum FileError {
     },
     #[error("node cannot evaluate {}: {why}", path.display())]
     Module { path: PathBuf, why: String },
-    #[error("{} is no file that ends in .json, .yaml, .toml or .config.js", .0.display())]
+    #[error("{} is no file that ends in .json, .yaml, .toml, .config.js or .pm2", .0.display())]
     Kind(PathBuf),
     #[error("failed to write {}; a file that exists is not overwritten", path.display())]
     Write {
