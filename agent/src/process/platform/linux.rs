@@ -236,17 +236,10 @@ impl Shared {
 
     fn spawn(&self, launch: &Launch) -> Result<Child, StartError> {
         let path = self.cgroup(&launch.place);
-        let result = self.start(&path, launch, &launch.definition, Role::Main).and_then(|spawned| {
-            let start_time = start_time(spawned.pid).unwrap_or_default();
-            write_mark(&path, &Mark { pid: spawned.pid, start_time, record: launch.record.clone() });
-            watch(spawned.pid, spawned.pidfd).map_err(transient("watch the process"))
-        });
-        if result.is_err() {
-            // Nothing runs in it.
-            cgroup::remove(&path).ok();
-            limits::remove(&self.hierarchies, &self.root, &launch.place);
-        }
-        result
+        let spawned = self.start(&path, launch, &launch.definition, Role::Main)?;
+        let start_time = start_time(spawned.pid).unwrap_or_default();
+        write_mark(&path, &Mark { pid: spawned.pid, start_time, record: launch.record.clone() });
+        watch(spawned.pid, spawned.pidfd).map_err(transient("watch the process"))
     }
 
     /// Starts `command` in a cgroup of its own below that of the process.
@@ -441,7 +434,15 @@ impl Platform for Linux {
     async fn spawn(&self, launch: Launch) -> Result<Child, StartError> {
         let shared = Arc::clone(&self.shared);
         let targets = shared.targets(&launch.definition, &launch.log_name);
-        let child = { blocking(move || shared.spawn(&launch)).await? };
+        let place = launch.place.clone();
+        let child = match blocking(move || shared.spawn(&launch)).await {
+            Ok(child) => child,
+            Err(error) => {
+                // One that could not run its program has ended, but may be in its cgroup for a moment more.
+                self.sweep(place).await;
+                return Err(error);
+            }
+        };
         for target in targets {
             self.shared.logs.open(target).await;
         }
