@@ -58,7 +58,8 @@ fn a_removed_node_is_cut_off_told_so_and_may_come_back() {
     ping(&scenario, 1, "alpha", "A");
     alpha.cli_text(&["leave", "beta"]).expect("removed");
     eventually(DEADLINE, "alpha forgets beta", || peers(&alpha).is_empty()).expect("gone");
-    eventually(DEADLINE, "beta says why it hears nothing", || {
+    // A word lost with its connection is asked for again, every way to alpha in turn.
+    eventually(DEADLINE * 4, "beta says why it hears nothing", || {
         let status = beta.cli_json(&["status"]).expect("the status");
         status["mesh"]["errors"].to_string().contains("revoked")
     })
