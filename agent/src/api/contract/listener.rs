@@ -14,6 +14,7 @@ use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -34,6 +35,9 @@ const PING_INTERVAL: std::time::Duration = std::time::Duration::from_secs(20);
 /// A mesh of some hundred nodes, each with a session or two.
 const MAX_CONNECTIONS: usize = 2048;
 const BACKLOG: i32 = 1024;
+/// How long, and for how many bytes, a refused client may go on sending.
+const REFUSED_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
+const REFUSED_BYTES: usize = 64 * 1024;
 
 /// Why the listener could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -144,12 +148,35 @@ impl http::AsyncServe<TcpStream> for Server {
         async move {
             // Requests are small and wait for their answers; a failure costs latency only.
             stream.set_nodelay(true).ok();
-            match tokio::time::timeout(http::HEAD_TIMEOUT, acceptor.accept(stream)).await {
+            match tokio::time::timeout(http::HEAD_TIMEOUT, acceptor.accept(stream).into_fallible()).await {
                 Ok(Ok(stream)) => session(stream, router, &identity, stop).await,
-                Ok(Err(error)) => tracing::debug!(listener = "grpc", %error, "a TLS handshake failed"),
+                Ok(Err((error, stream))) => {
+                    tracing::debug!(listener = "grpc", %error, "a TLS handshake failed");
+                    let_the_alert_arrive(stream).await;
+                }
                 Err(_elapsed) => tracing::debug!(listener = "grpc", "a TLS handshake took too long"),
             }
         }
+    }
+}
+
+/// A client with TLS 1.3 sends its request before it hears that its certificate is refused. Closed with that unread, the
+/// connection would be reset, and the alert that says why thrown away at the client.
+async fn let_the_alert_arrive(mut stream: TcpStream) {
+    let drained = async {
+        stream.shutdown().await?;
+        let mut unread = [0; 4096];
+        let mut left = REFUSED_BYTES;
+        while left > 0 {
+            match stream.read(&mut unread).await? {
+                0 => break,
+                count => left = left.saturating_sub(count),
+            }
+        }
+        io::Result::Ok(())
+    };
+    if let Ok(Err(error)) = tokio::time::timeout(REFUSED_TIMEOUT, drained).await {
+        tracing::debug!(listener = "grpc", %error, "a refused connection ended on its own");
     }
 }
 
