@@ -10,17 +10,20 @@
 #![no_std]
 #![no_main]
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_NO_PREALLOC, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
-use aya_ebpf::maps::{HashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::warn;
+use weft_ebpf_common::table::{BUCKETS, Bucket, bucket_of, index_in};
 use weft_ebpf_common::{CLASSES, Class, Counters, PeerCounters, UNATTRIBUTED};
 
 // Sizes are set by the loader; these are for loading the object by hand.
 #[map]
 static PEERS: HashMap<[u8; 32], u32> = HashMap::pinned(16_384, BPF_F_NO_PREALLOC);
+#[map]
+static V4_TABLE: Array<Bucket> = Array::pinned(BUCKETS, BPF_F_MMAPABLE);
 #[map]
 static V4: HashMap<u32, u32> = HashMap::pinned(32_768, BPF_F_NO_PREALLOC);
 #[map]
@@ -109,12 +112,22 @@ fn v4_owner(ctx: &TcContext, l2: usize, direction: Direction) -> Result<Owner, S
         let address = ctx.load(l2 + offset).map_err(|_| Short)?;
         (address, ctx.load(l2 + 9).map_err(|_| Short)?)
     };
-    // SAFETY: user space replaces values as a whole, and an index is one word.
-    let index = match unsafe { V4.get(address) } {
-        Some(index) => *index,
-        None => V4_PREFIXES.get(Key::new(32, address)).copied().unwrap_or(UNATTRIBUTED),
+    let listed = V4_TABLE.get(bucket_of(address)).and_then(|bucket| index_in(bucket, address));
+    let index = match listed {
+        Some(index) => index,
+        None => v4_unlisted(address),
     };
     Ok(Owner { index, protocol })
+}
+
+/// Who has an address that is not in the table.
+#[inline(always)]
+fn v4_unlisted(address: u32) -> u32 {
+    // SAFETY: user space replaces values as a whole, and an index is one word.
+    match unsafe { V4.get(address) } {
+        Some(index) => *index,
+        None => V4_PREFIXES.get(Key::new(32, address)).copied().unwrap_or(UNATTRIBUTED),
+    }
 }
 
 #[inline(always)]

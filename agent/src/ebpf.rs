@@ -9,7 +9,8 @@
 //! here never stops the agent; only what this instance pinned or attached is ever taken away.
 //!
 //! Kernel memory, per CPU: 80 bytes an index, 1.3 MB with the default of 16,384 peers. Addresses and networks take
-//! memory as they are added, besides 0.5 MB of hash buckets for each of IPv4 and IPv6.
+//! memory as they are added, besides 0.5 MB of hash buckets for each of IPv4 and IPv6, and 0.25 MB for the table of IPv4
+//! addresses.
 
 pub mod callers;
 pub mod config;
@@ -25,6 +26,7 @@ pub mod platform;
 mod reconciler;
 pub mod spec;
 pub mod status;
+mod table;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -5,6 +5,8 @@
 #[path = "accounting/world.rs"]
 mod world;
 
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -16,6 +18,7 @@ use weft_agent::ebpf::config::AttachChoice;
 use weft_agent::ebpf::status::Hook;
 use weft_agent::ebpf::{self};
 use weft_agent::sys::bpf::{Side, tcx_programs};
+use weft_ebpf_common::table::{SLOTS, bucket_of};
 
 use world::{ByName as _, World, peer};
 
@@ -67,6 +70,53 @@ fn networks_are_asked_only_for_unknown_addresses() {
             assert_eq!(figures.of("exact").tx.bytes, 3 * (100 + UDP + V4) + 5 * (100 + UDP + V6));
         });
     });
+}
+
+#[test]
+fn more_addresses_than_a_bucket_takes_count_each_for_its_own() {
+    both_hooks(|attach| {
+        World::run(attach, |world| async move {
+            let crowd = of_one_bucket(SLOTS + 3);
+            crowd.iter().for_each(|address| world.reach(*address));
+            let owner = |name: &str, key: u8, addresses: &[Ipv4Addr]| {
+                let texts: Vec<String> = addresses.iter().map(|address| format!("{address}/32")).collect();
+                peer(name, key, &texts.iter().map(String::as_str).collect::<Vec<_>>())
+            };
+            let two_peers =
+                |first: &[Ipv4Addr], second: &[Ipv4Addr]| vec![owner("first", 1, first), owner("second", 2, second)];
+            let send_to_all = || crowd.iter().for_each(|address| world.send(&address.to_string(), 1, 100));
+            let (early, late) = crowd.split_at(4);
+            let running = world.start(two_peers(early, late)).await;
+            send_to_all();
+            let figures = running.figures().await;
+            assert_eq!((figures.of("first").tx.packets, figures.of("second").tx.packets), (4, 7));
+            // Slots get free, and what stood in the hash moves or stays: everybody is still found once.
+            running.replace_peers(two_peers(&early[2..], &late[..5])).await;
+            running.replace_peers(two_peers(&late[..2], &[early, &late[2..]].concat())).await;
+            send_to_all();
+            let figures = running.figures().await;
+            assert_eq!((figures.of("first").tx.packets, figures.of("second").tx.packets), (4 + 2, 7 + 9));
+            drop(running);
+            let again = world.start(two_peers(&late[..2], &[early, &late[2..]].concat())).await;
+            assert_eq!(again.status().prefixes, crowd.len());
+            send_to_all();
+            let figures = again.figures().await;
+            assert_eq!((figures.of("first").tx.packets, figures.of("second").tx.packets), (4 + 4, 7 + 18));
+            assert_eq!(figures.unattributed_tx.udp_bytes, 0);
+        });
+    });
+}
+
+/// Addresses that all belong into one bucket of the table.
+fn of_one_bucket(count: usize) -> Vec<Ipv4Addr> {
+    let mut buckets = BTreeMap::<u32, Vec<Ipv4Addr>>::new();
+    for number in 0x100..0xff00_u32 {
+        let address = Ipv4Addr::from(0x0a5c_0000 + number);
+        buckets.entry(bucket_of(u32::from_ne_bytes(address.octets()))).or_default().push(address);
+    }
+    let mut full = buckets.into_values().find(|addresses| addresses.len() >= count).expect("16 a bucket on average");
+    full.truncate(count);
+    full
 }
 
 #[test]
@@ -190,7 +240,7 @@ fn down_takes_ours_away_and_leaves_the_rest() {
             let running = world.start(vec![peer("beta", 1, &["10.91.0.2/32"])]).await;
             drop(running);
             let removed = ebpf::down(&world.settings).expect("it is all ours");
-            assert_eq!((removed.hooks, removed.maps), (2, 7));
+            assert_eq!((removed.hooks, removed.maps), (2, 8));
             assert_eq!(world.programs(), (vec![], vec![]));
             assert!(world.pins().is_empty());
             assert_eq!(world.filters(), 1, "somebody else's filter stays");

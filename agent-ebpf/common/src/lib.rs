@@ -4,6 +4,7 @@
 //! | map | key | value | written by |
 //! |---|---|---|---|
 //! | [`PEERS`] | 32 bytes of a public key | peer index | user space |
+//! | [`V4_TABLE`] | bucket | [`table::Bucket`] | user space, word by word through memory |
 //! | [`V4`], [`V6`] | address, network byte order | peer index | user space |
 //! | [`V4_PREFIXES`], [`V6_PREFIXES`] | prefix length in host byte order, address in network byte order | peer index | user space |
 //! | [`COUNTERS`] | peer index | [`PeerCounters`], one per CPU | the program |
@@ -14,13 +15,16 @@
 #![no_std]
 
 pub mod callers;
+pub mod table;
 
 /// The version of everything in this file; part of the pin directory's name.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Which index each public key has. The programs do not read it.
 pub const PEERS: &str = "PEERS";
-/// Addresses that belong to one peer.
+/// Addresses that belong to one peer, as [`table`] says.
+pub const V4_TABLE: &str = "V4_TABLE";
+/// Addresses that belong to one peer and found no room in [`V4_TABLE`].
 pub const V4: &str = "V4";
 /// Addresses that belong to one peer.
 pub const V6: &str = "V6";

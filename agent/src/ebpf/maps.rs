@@ -12,11 +12,12 @@ use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use weft_ebpf_common::{COUNTERS, PEER_COUNTERS_WORDS, PEERS, PeerCounters, V4, V4_PREFIXES, V6, V6_PREFIXES};
+use weft_ebpf_common::{COUNTERS, PEER_COUNTERS_WORDS, PEERS, PeerCounters, V4_PREFIXES, V6, V6_PREFIXES};
 
 use super::pins::Pins;
 use super::platform::ReadCounters;
 use super::spec::Sizes;
+use super::table::AddressTable;
 use crate::model::key::PublicKey;
 use crate::model::ordered::Ordered;
 use crate::sys::bpf::{BatchShape, lookup_batch};
@@ -31,21 +32,21 @@ pub struct MapAccessError {
     pub source: Box<MapError>,
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(MapError) -> MapAccessError {
+pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(MapError) -> MapAccessError {
     let path = path.to_owned();
     move |source| MapAccessError { action, path, source: Box::new(source) }
 }
 
 /// A hash from `K` to an index.
 #[derive(Debug)]
-struct IndexMap<K: Pod> {
+pub(super) struct IndexMap<K: Pod> {
     path: PathBuf,
     map: HashMap<MapData, K, u32>,
     capacity: u32,
 }
 
 impl<K: Pod> IndexMap<K> {
-    fn open(pins: &Pins, name: &str) -> Result<Self, MapAccessError> {
+    pub(super) fn open(pins: &Pins, name: &str) -> Result<Self, MapAccessError> {
         let path = pins.map(name);
         let open = || -> Result<_, MapError> {
             let data = MapData::from_pin(&path)?;
@@ -56,16 +57,20 @@ impl<K: Pod> IndexMap<K> {
         Ok(Self { path, map, capacity })
     }
 
-    fn set(&mut self, key: K, index: u32) -> Result<(), MapAccessError> {
+    pub(super) fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    pub(super) fn set(&mut self, key: K, index: u32) -> Result<(), MapAccessError> {
         self.map.insert(key, index, 0).map_err(failed("write", &self.path))
     }
 
-    fn remove(&mut self, key: &K) -> Result<(), MapAccessError> {
+    pub(super) fn remove(&mut self, key: &K) -> Result<(), MapAccessError> {
         self.map.remove(key).map_err(failed("write", &self.path))
     }
 
     /// Every entry, by `key` from the bytes in the kernel.
-    fn entries<T: Ord, const N: usize>(
+    pub(super) fn entries<T: Ord, const N: usize>(
         &self,
         key: impl Fn([u8; N]) -> T,
         bytes: impl Fn(K) -> [u8; N],
@@ -131,7 +136,7 @@ impl<K: Pod> PrefixMap<K> {
 #[derive(Debug)]
 pub(super) struct Maps {
     peers: IndexMap<[u8; 32]>,
-    v4: IndexMap<[u8; 4]>,
+    v4: AddressTable,
     v6: IndexMap<[u8; 16]>,
     v4_prefixes: PrefixMap<[u8; 4]>,
     v6_prefixes: PrefixMap<[u8; 16]>,
@@ -145,7 +150,7 @@ impl Maps {
     pub(super) fn open(pins: &Pins) -> Result<Self, MapAccessError> {
         Ok(Self {
             peers: IndexMap::open(pins, PEERS)?,
-            v4: IndexMap::open(pins, V4)?,
+            v4: AddressTable::open(pins)?,
             v6: IndexMap::open(pins, V6)?,
             v4_prefixes: PrefixMap::open(pins, V4_PREFIXES)?,
             v6_prefixes: PrefixMap::open(pins, V6_PREFIXES)?,
@@ -156,7 +161,7 @@ impl Maps {
     pub(super) fn sizes(&self) -> Sizes {
         Sizes {
             indexes: self.peers.capacity,
-            addresses: self.v4.capacity.min(self.v6.capacity),
+            addresses: self.v4.capacity().min(self.v6.capacity),
             prefixes: self.v4_prefixes.capacity.min(self.v6_prefixes.capacity),
         }
     }
@@ -166,7 +171,7 @@ impl Maps {
     }
 
     pub(super) fn addresses(&self) -> Result<BTreeMap<IpAddr, u32>, MapAccessError> {
-        let mut addresses = self.v4.entries(|octets: [u8; 4]| IpAddr::from(octets), |key| key)?;
+        let mut addresses = self.v4.entries()?;
         addresses.extend(self.v6.entries(|octets: [u8; 16]| IpAddr::from(octets), |key| key)?);
         Ok(addresses)
     }
@@ -195,7 +200,7 @@ impl Maps {
 
     pub(super) fn remove_address(&mut self, address: IpAddr) -> Result<(), MapAccessError> {
         match address {
-            IpAddr::V4(address) => self.v4.remove(&address.octets()),
+            IpAddr::V4(address) => self.v4.remove(address.octets()),
             IpAddr::V6(address) => self.v6.remove(&address.octets()),
         }
     }

@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-use weft_ebpf_common::{COUNTERS, LAYOUT, LOGS, PEERS, V4, V4_PREFIXES, V6, V6_PREFIXES};
+use weft_ebpf_common::{COUNTERS, LAYOUT, LOGS, PEERS, V4, V4_PREFIXES, V4_TABLE, V6, V6_PREFIXES};
 
 use super::status::Hook;
 use crate::foundation::id::InstanceName;
@@ -19,7 +19,7 @@ use crate::sys::bpf::Side;
 use crate::sys::file::{self, FileError};
 
 /// Every map that is pinned.
-pub(super) const MAPS: [&str; 7] = [PEERS, V4, V6, V4_PREFIXES, V6_PREFIXES, COUNTERS, LOGS];
+pub(super) const MAPS: [&str; 8] = [PEERS, V4_TABLE, V4, V6, V4_PREFIXES, V6_PREFIXES, COUNTERS, LOGS];
 
 /// Begins the name of the directory of the caller programs; the layout follows.
 const CALLERS_PREFIX: &str = "callers-v";

@@ -1,7 +1,7 @@
 //! The few commands of bpf(2) that the loader library does not offer, or offers only to CAP_SYS_ADMIN.
 //!
-//! In: pins, links and descriptors of maps. Out: facts the kernel tells about them. Here only
-//! [`detach_link`] changes anything; what is about sockets and their cgroups is in [`sockets`].
+//! In: pins, links and descriptors of maps. Out: facts the kernel tells about them. Here only [`detach_link`] changes
+//! anything, and whoever writes to [`SharedWords`]; what is about sockets and their cgroups is in [`sockets`].
 
 #![expect(
     unsafe_code,
@@ -15,6 +15,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -248,6 +250,50 @@ pub fn lookup_batch(map: impl AsFd, shape: BatchShape) -> io::Result<Option<Batc
     Ok(Some(batch))
 }
 
+/// A map of words that is written as memory: made with `BPF_F_MMAPABLE`, so page-aligned.
+///
+/// Each word is read and written whole, also by the programs.
+#[derive(Debug)]
+pub struct SharedWords {
+    start: NonNull<AtomicU64>,
+    count: usize,
+}
+
+// SAFETY: the memory belongs to the value until it is dropped, and atomics may be used from every thread.
+unsafe impl Send for SharedWords {}
+// SAFETY: as above.
+unsafe impl Sync for SharedWords {}
+
+impl SharedWords {
+    /// Maps the first `count` words of a map's values, readable and writable.
+    ///
+    /// # Errors
+    /// The map is shorter, or was not made to be mapped, or its descriptor may not be written.
+    pub fn of(map: impl AsFd, count: usize) -> io::Result<Self> {
+        let (protection, fd) = (libc::PROT_READ | libc::PROT_WRITE, map.as_fd().as_raw_fd());
+        // SAFETY: a new mapping of a length we give back in `drop`; the kernel refuses more than the map has.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), count * 8, protection, libc::MAP_SHARED, fd, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { start, count })
+    }
+
+    /// The words.
+    pub fn words(&self) -> &[AtomicU64] {
+        // SAFETY: `count` words are mapped from a page's beginning, for as long as `self` lives.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) }
+    }
+}
+
+impl Drop for SharedWords {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `of` with this length, and nobody borrows from `self` any more.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.count * 8) };
+    }
+}
+
 /// Lets tokio tell when `source` has something to read. Needs a tokio runtime.
 ///
 /// # Errors
@@ -268,5 +314,6 @@ mod tests {
         let shape = BatchShape { key_bytes: 4, value_bytes: 8, count: 1 };
         // The kernel answers EINVAL, as it does for a map it cannot read in batches: reading one by one fails then.
         assert!(!matches!(lookup_batch(&file, shape), Ok(Some(_))));
+        assert!(SharedWords::of(&file, 8).is_err());
     }
 }

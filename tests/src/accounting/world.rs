@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -26,6 +26,7 @@ use weft_agent::model::peer::Peer;
 use weft_agent::model::{Backend, Link, Model, Node};
 use weft_agent::sys::bpf::{Side, tcx_programs};
 use weft_agent::sys::tc::filters;
+use weft_ebpf_common::LAYOUT;
 
 const LINK: &str = "wa";
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -108,6 +109,13 @@ impl World {
         for address in ["10.91.0.1", "fd91::1"] {
             self.neighbour(&self.there, address, &mac_here, "wb");
         }
+    }
+
+    /// Gives the other end one more address of its routed network.
+    pub(crate) fn reach(&self, address: Ipv4Addr) {
+        let text = address.to_string();
+        self.ip(&self.there, &["address", "replace", &format!("{text}/16"), "dev", "wb"]);
+        self.neighbour(&self.here, &text, &self.mac(&self.there, "wb"), LINK);
     }
 
     fn ip(&self, namespace: &NetNs, words: &[&str]) {
@@ -236,7 +244,7 @@ impl World {
 
     /// The pin whose name begins so.
     pub(crate) fn pin_starting_with(&self, start: &str) -> PathBuf {
-        let directory = self.settings.pin_root.join("test/v1");
+        let directory = self.settings.pin_root.join(format!("test/v{LAYOUT}"));
         let name = walk(&directory).into_iter().find(|name| name.starts_with(start)).expect("pinned");
         directory.join(name)
     }

@@ -2,7 +2,8 @@
 //!
 //! In: what `strace -f` wrote. Out: the calls that write, by name. Counted: requests over rtnetlink, nftables and
 //! WireGuard's generic netlink that set, make or delete; bpf(2) commands that change a map, attach or pin; files opened
-//! for writing and directories changed below `/proc/sys` and `/sys`. Not counted: what only asks, and BPF objects that
+//! for writing and directories changed below `/proc/sys` and `/sys`; and the address table of the accounting when it is
+//! mapped writable, because stores to it are no calls. Not counted: what only asks, and BPF objects that
 //! are loaded without being attached or pinned: they end with the process. A change of a map is told with the name the
 //! map is pinned by.
 
@@ -10,7 +11,7 @@ use std::collections::BTreeMap;
 
 /// The system calls to trace.
 pub(crate) const CALLS: &str =
-    "sendto,sendmsg,sendmmsg,bpf,openat,mkdir,mkdirat,rmdir,unlink,unlinkat,rename,renameat,renameat2,mount";
+    "sendto,sendmsg,sendmmsg,bpf,openat,mkdir,mkdirat,rmdir,unlink,unlinkat,rename,renameat,renameat2,mount,mmap";
 
 /// bpf(2) commands that leave something behind.
 const BPF_WRITES: &[&str] = &[
@@ -27,6 +28,9 @@ const BPF_WRITES: &[&str] = &[
     "BPF_LINK_UPDATE",
     "BPF_LINK_DETACH",
 ];
+
+/// The pinned map that is written through memory.
+const WRITTEN_AS_MEMORY: &str = "V4_TABLE";
 
 /// `WG_CMD_SET_DEVICE` as the first byte of the generic netlink header.
 const WIREGUARD_SET: &str = "\\x01";
@@ -54,6 +58,12 @@ struct Maps {
 
 impl Maps {
     fn note(&mut self, line: &str) {
+        if line.contains(" openat(")
+            && let Some(file) = line.rsplit_once(" = ").and_then(|(_, descriptor)| descriptor.trim().parse().ok())
+        {
+            // The number is another object's now.
+            self.names.remove(&file);
+        }
         let process: String = line.chars().take_while(char::is_ascii_digit).collect();
         let resumed = line.contains("bpf resumed").then(|| self.opening.remove(&process)).flatten();
         let Some(name) = resumed.or_else(|| opened(line)) else { return };
@@ -66,6 +76,14 @@ impl Maps {
     fn of(&self, arguments: &str) -> Option<&str> {
         let descriptor = arguments.split_once("map_fd=")?.1.split([',', '}']).next()?.parse().ok()?;
         self.names.get(&descriptor).map(String::as_str)
+    }
+
+    /// Whether the arguments of mmap(2), whose fifth is the descriptor, make the written map writable.
+    fn mapped_for_writing(&self, arguments: &str) -> bool {
+        let words: Vec<&str> = arguments.split(", ").collect();
+        let descriptor = words.get(4).and_then(|word| word.parse().ok());
+        let name = descriptor.and_then(|descriptor: u32| self.names.get(&descriptor));
+        name.is_some_and(|name| name == WRITTEN_AS_MEMORY) && words[2].contains("PROT_WRITE")
     }
 }
 
@@ -85,6 +103,10 @@ fn writes_of(line: &str, maps: &Maps) -> Vec<String> {
             let command = arguments.split([',', ' ', ')']).next().unwrap_or_default();
             let of_map = maps.of(arguments).map(|map| format!(" {map}")).unwrap_or_default();
             BPF_WRITES.iter().filter(|write| **write == command).map(|write| format!("{write}{of_map}")).collect()
+        }
+        "mmap" => {
+            let written = maps.mapped_for_writing(arguments);
+            written.then(|| format!("mmap {WRITTEN_AS_MEMORY}")).into_iter().collect()
         }
         "openat" => {
             let for_writing = arguments.contains("O_WRONLY") || arguments.contains("O_RDWR");
@@ -154,6 +176,16 @@ mod tests {
     }
 
     #[test]
+    fn the_table_counts_when_it_is_mapped_writable() {
+        let opened = "7 bpf(BPF_OBJ_GET, {pathname=\"/sys/fs/bpf/weft/a/v2/V4_TABLE\"}, 16) = 9\n";
+        let reading = "7 mmap(NULL, 262144, PROT_READ, MAP_SHARED, 9, 0) = 0x7f0000000000\n";
+        let writing = "7 mmap(NULL, 262144, PROT_READ|PROT_WRITE, MAP_SHARED, 9, 0) = 0x7f0000000000\n";
+        let other = "7 mmap(NULL, 4096, PROT_READ|PROT_WRITE, MAP_SHARED, 10, 0) = 0x7f0000000000\n";
+        assert!(writes(&[opened, reading, other].concat()).is_empty());
+        assert_eq!(names(&[opened, writing, other].concat()), ["mmap V4_TABLE"]);
+    }
+
+    #[test]
     fn bpf_objects_count_when_they_are_attached_changed_or_pinned() {
         let trace = "170 bpf(BPF_PROG_LOAD, {prog_type=BPF_PROG_TYPE_SCHED_CLS}, 64) = 3\n\
                      170 bpf(BPF_OBJ_GET, {pathname=\"/sys/fs/bpf/m\"}, 16) = 3\n\
@@ -165,8 +197,8 @@ mod tests {
 
     #[test]
     fn a_changed_map_is_told_by_its_pin_whichever_thread_opened_it() {
-        let trace = "170 bpf(BPF_OBJ_GET, {pathname=\"/sys/fs/bpf/weft/a/v1/PEERS\", bpf_fd=0}, 144) = 14\n\
-                     171 bpf(BPF_OBJ_GET, {pathname=\"/sys/fs/bpf/weft/a/v1/V4\"}, 144 <unfinished ...>\n\
+        let trace = "170 bpf(BPF_OBJ_GET, {pathname=\"/sys/fs/bpf/weft/a/v2/PEERS\", bpf_fd=0}, 144) = 14\n\
+                     171 bpf(BPF_OBJ_GET, {pathname=\"/sys/fs/bpf/weft/a/v2/V4\"}, 144 <unfinished ...>\n\
                      170 bpf(BPF_MAP_UPDATE_ELEM, {map_fd=14, key=0x7f}, 32) = 0\n\
                      171 <... bpf resumed>)             = 15\n\
                      170 bpf(BPF_MAP_DELETE_ELEM, {map_fd=15, key=0x7f}, 32) = 0\n\

@@ -33,14 +33,19 @@ pub(crate) fn run(context: &Context) -> Result<Vec<Row>> {
 fn costs(context: &Context, pair: &Pair) -> Result<Vec<Row>> {
     let (mut empty, mut bare) = (Comparison::load("empty")?, Comparison::load("bare")?);
     let mut hit = Accounting::load(pair.bpffs(), "hit", Where::Addresses)?;
-    let mut crowded = Accounting::load(pair.bpffs(), "crowded", Where::AddressesBesideNetworks)?;
     let mut miss = Accounting::load(pair.bpffs(), "miss", Where::Networks)?;
     let _stats = Stats::enable()?;
     let mut samples: [Vec<f64>; 5] = Default::default();
     for _round in 0..context.rounds {
-        let programs: [&mut dyn Measured; 5] = [&mut empty, &mut bare, &mut hit, &mut crowded, &mut miss];
-        for (program, samples) in programs.into_iter().zip(&mut samples) {
-            samples.push(timed(program, pair.link(), || pair.datagrams(TIMED_RATE, context.seconds))?);
+        let time =
+            |program: &mut dyn Measured| timed(program, pair.link(), || pair.datagrams(TIMED_RATE, context.seconds));
+        let mut figures = [time(&mut empty)?, time(&mut bare)?, time(&mut hit)?, 0.0, time(&mut miss)?];
+        // The same maps in the same memory: only the trie differs.
+        hit.add_networks()?;
+        figures[3] = time(&mut hit)?;
+        hit.remove_networks()?;
+        for (figure, samples) in figures.into_iter().zip(&mut samples) {
+            samples.push(figure);
         }
     }
     let [empty, bare, hit, crowded, miss] = samples.map(median);

@@ -5,10 +5,13 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{HashMap, PerCpuHashMap, PerCpuValues};
+use aya::maps::{Array, MapData, PerCpuHashMap, PerCpuValues};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
+
+use weft_ebpf_common::V4_TABLE;
+use weft_ebpf_common::table::{Bucket, bucket_of, slot};
 
 use super::PEERS;
 use super::traffic::SERVER;
@@ -76,6 +79,14 @@ fn addresses() -> impl Iterator<Item = (u32, Ipv4Addr)> {
     })
 }
 
+/// Networks of many lengths, as routed ones are; the server's own is among them.
+fn networks() -> impl Iterator<Item = (u32, Key<[u8; 4]>)> {
+    addresses().map(|(index, address)| {
+        let length = if address.to_string() == SERVER { 24 } else { 20 + index % 11 };
+        (index, Key::new(length, address.octets()))
+    })
+}
+
 /// A program that does less.
 pub(super) struct Comparison {
     ebpf: Ebpf,
@@ -106,7 +117,6 @@ impl Measured for Comparison {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Where {
     Addresses,
-    AddressesBesideNetworks,
     Networks,
 }
 
@@ -124,23 +134,49 @@ impl Accounting {
         for name in ["weft_ingress", "weft_egress"] {
             loaded(&mut ebpf, name)?.load()?;
         }
-        if place != Where::Networks {
-            let mut v4 = HashMap::<_, [u8; 4], u32>::try_from(ebpf.map_mut("V4").context("the object has V4")?)?;
-            for (index, address) in addresses() {
-                v4.insert(address.octets(), index, 0)?;
-            }
+        let mut accounting = Self(ebpf);
+        match place {
+            Where::Addresses => accounting.add_addresses()?,
+            Where::Networks => accounting.add_networks()?,
         }
-        if place != Where::Addresses {
-            let mut trie = LpmTrie::<_, [u8; 4], u32>::try_from(
-                ebpf.map_mut("V4_PREFIXES").context("the object has V4_PREFIXES")?,
-            )?;
-            for (index, address) in addresses() {
-                // Networks of many lengths, as routed ones are; the server's own is among them.
-                let length = if address.to_string() == SERVER { 24 } else { 20 + index % 11 };
-                trie.insert(&Key::new(length, address.octets()), index, 0)?;
-            }
+        Ok(accounting)
+    }
+
+    fn add_addresses(&mut self) -> Result<()> {
+        let map = self.0.map_mut(V4_TABLE).context("the object has its table")?;
+        let mut table = Array::<_, Bucket>::try_from(map)?;
+        for (index, address) in addresses() {
+            let address = u32::from_ne_bytes(address.octets());
+            let mut bucket = table.get(&bucket_of(address), 0)?;
+            let free = bucket.iter_mut().find(|slot| **slot == 0).context("a bucket is full")?;
+            *free = slot(address, index);
+            table.set(bucket_of(address), bucket, 0)?;
         }
-        Ok(Self(ebpf))
+        Ok(())
+    }
+
+    fn trie(&mut self) -> Result<LpmTrie<&mut MapData, [u8; 4], u32>> {
+        let map = self.0.map_mut("V4_PREFIXES").context("the object has V4_PREFIXES")?;
+        Ok(LpmTrie::try_from(map)?)
+    }
+
+    /// One network a peer.
+    pub(super) fn add_networks(&mut self) -> Result<()> {
+        let mut trie = self.trie()?;
+        for (index, network) in networks() {
+            trie.insert(&network, index, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Takes them away again.
+    pub(super) fn remove_networks(&mut self) -> Result<()> {
+        let mut trie = self.trie()?;
+        let present: Vec<Key<[u8; 4]>> = trie.keys().collect::<Result<_, _>>()?;
+        for network in present {
+            trie.remove(&network)?;
+        }
+        Ok(())
     }
 
     /// Both programs at once, until the links are dropped.
