@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`quantity`] | durations, sizes, ports, counts as people write them (pure) |
 //! | [`definition`] | a process as it is written down |
+//! | [`schedule`] | `cron_restart` (pure but for the time zone of the host) |
 //! | [`spec`] | a definition that was checked (pure) |
 //! | [`config`] | `[supervisor]` and `[process.NAME]` |
 //! | [`view`] | what is published |
@@ -23,6 +24,7 @@
 pub mod quantity;
 pub mod definition;
 pub mod health;
+pub mod schedule;
 pub mod spec;
 pub mod ecosystem;
 pub mod config;

@@ -4,6 +4,7 @@ mod health;
 mod inherited;
 mod keeping;
 mod limits;
+mod renewal;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

@@ -54,6 +54,10 @@ pub struct Item {
     pub last_exit: Option<String>,
     pub error: Option<String>,
     pub next_start_ms: Option<u64>,
+    /// Why it was last restarted: `asked`, `ended`, `memory`, `health`, `cron`.
+    pub restart_reason: Option<String>,
+    /// When `cron_restart` restarts it next.
+    pub next_restart_ms: Option<u64>,
     pub out_log: String,
     pub error_log: String,
     /// Values of `env` are left out; those who may see them read the file they come from.
@@ -141,6 +145,8 @@ fn item(view: &View) -> Item {
         last_exit: view.last_exit.map(exit_text),
         error: view.error.as_deref().map(str::to_owned),
         next_start_ms: view.next_start.map(millis),
+        restart_reason: view.restart_reason.map(|reason| reason.as_str().to_owned()),
+        next_restart_ms: view.next_restart.map(millis),
         out_log: view.out_log.display().to_string(),
         error_log: view.error_log.display().to_string(),
         definition,

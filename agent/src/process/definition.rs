@@ -66,6 +66,10 @@ pub struct Definition {
     /// The first delay of the back-off, which grows by half with each restart up to 15 s.
     #[serde(default = "back_off")]
     pub exp_backoff_restart_delay: Span,
+    /// It is restarted, or started again if it has ended, at these times of the host's clock and time zone:
+    /// `MINUTE HOUR DAY MONTH WEEKDAY`, with seconds before them if there are six fields.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cron_restart: Option<String>,
     /// Exit codes after which it is not started again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stop_exit_codes: Vec<i32>,
@@ -240,6 +244,7 @@ impl Definition {
             min_uptime: min_uptime(),
             restart_delay: None,
             exp_backoff_restart_delay: back_off(),
+            cron_restart: None,
             stop_exit_codes: Vec::new(),
             kill_signal: KillSignal::Term,
             kill_timeout: kill_timeout(),

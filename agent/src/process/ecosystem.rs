@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn a_file_of_pm2_is_understood_and_what_means_nothing_is_named() {
         let text = r#"{"apps":{"script":"./app.js","instances":0,"exec_mode":"cluster","args":"--a 'b c'","vizion":false,
-            "max_memory_restart":"300M","out_file":"logs/out.log","uid":33,"env":{"A":"1"},"env_production":{"A":"2"}}}"#;
+            "max_memory_restart":"300M","cron_restart":"0 3 * * *","out_file":"logs/out.log","uid":33,"env":{"A":"1"},"env_production":{"A":"2"}}}"#;
         let found = read(text, Format::Json, Path::new("/srv"), Some("production")).expect("PM2's");
         let app = &found.definitions[0];
         assert_eq!((app.name.as_str(), app.instances, app.env["A"].0.as_str()), ("app", Count::Processors, "2"));
@@ -240,6 +240,7 @@ mod tests {
             (&["--a".to_owned(), "b c".to_owned()][..], Some("33"))
         );
         assert_eq!(app.out_file.as_deref(), Some(Path::new("/srv/logs/out.log")));
+        assert_eq!(app.cron_restart.as_deref(), Some("0 3 * * *"));
         assert_eq!(found.notes, ["app: vizion is left out: no version control is looked at"]);
         let none = read(text, Format::Json, Path::new("/srv"), Some("staging")).expect_err("no such profile");
         assert!(none.to_string().contains("env_staging"), "{none}");

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::spec::Spec;
-use super::view::{Exit, Status};
+use super::view::{Exit, Reason, Status};
 
 /// A run this long begins the back-off anew.
 const STABLE: Duration = Duration::from_secs(30);
@@ -28,8 +28,8 @@ pub enum Input {
     Start,
     /// Somebody wants it not to run.
     Stop,
-    /// Somebody wants a new process.
-    Restart,
+    /// A new process is wanted.
+    Restart(Reason),
     /// The process runs.
     Spawned,
     /// A process of an earlier agent was found running.
@@ -42,8 +42,8 @@ pub enum Input {
     Exited(Exit),
     /// Nothing of it is left.
     Swept,
-    /// It has to be started anew for a reason of the supervisor's: memory, health.
-    Unfit,
+    /// It cannot go on as it is: memory, health. Counts like an end by itself.
+    Unfit(Reason),
     /// The time of [`Machine::deadline`] has come.
     Tick,
 }
@@ -125,6 +125,8 @@ pub struct Machine {
     recent: VecDeque<Instant>,
     /// Automatic restarts since the last stable run.
     streak: u32,
+    /// Of the last restart.
+    reason: Option<Reason>,
     random: u64,
 }
 
@@ -132,7 +134,8 @@ impl Machine {
     /// A stopped instance; `seed` spreads the delays of many that crash together.
     pub fn new(policy: Policy, seed: u64) -> Self {
         let recent = VecDeque::new();
-        Self { policy, state: State::Stopped, wish: None, restarts: 0, recent, streak: 0, random: seed | 1 }
+        let (wish, reason) = (None, None);
+        Self { policy, state: State::Stopped, wish, restarts: 0, recent, streak: 0, reason, random: seed | 1 }
     }
 
     /// Takes another policy; it counts from the next decision on.
@@ -169,6 +172,11 @@ impl Machine {
         self.restarts
     }
 
+    /// Why it was last restarted.
+    pub fn reason(&self) -> Option<Reason> {
+        self.reason
+    }
+
     /// Takes the restarts over that an earlier agent counted.
     pub fn set_restarts(&mut self, restarts: u64) {
         self.restarts = restarts;
@@ -200,14 +208,15 @@ impl Machine {
         match input {
             Input::Start => self.start(),
             Input::Stop => self.end(Then::Stop, now),
-            Input::Restart => {
+            Input::Restart(reason) => {
+                self.reason = Some(reason);
                 self.restarts += 1;
                 self.recent.clear();
                 self.streak = 0;
                 self.end(Then::Start, now)
             }
-            Input::Unfit => {
-                let then = self.after_failure(now);
+            Input::Unfit(reason) => {
+                let then = self.after_failure(reason, now);
                 self.end(then, now)
             }
             Input::Spawned => self.spawned(now, !self.policy.waits_for_ready),
@@ -293,7 +302,7 @@ impl Machine {
         let then = match self.wish.take() {
             Some(wish) => wish,
             None if permanent => Then::GiveUp,
-            None => self.after_failure(now),
+            None => self.after_failure(Reason::Ended, now),
         };
         self.settle(then, now)
     }
@@ -349,11 +358,11 @@ impl Machine {
         if !self.policy.autorestart {
             return if exit == Exit::Code(0) { Then::Stop } else { Then::GiveUp };
         }
-        self.after_failure(now)
+        self.after_failure(Reason::Ended, now)
     }
 
     /// An automatic restart, unless there were too many.
-    fn after_failure(&mut self, now: Instant) -> Then {
+    fn after_failure(&mut self, reason: Reason, now: Instant) -> Then {
         while self.recent.front().is_some_and(|then| now.saturating_duration_since(*then) > self.policy.window) {
             self.recent.pop_front();
         }
@@ -363,6 +372,7 @@ impl Machine {
             return Then::GiveUp;
         }
         self.recent.push_back(now);
+        self.reason = Some(reason);
         self.restarts += 1;
         let delay = self.policy.fixed_delay.unwrap_or_else(|| self.back_off());
         self.streak = self.streak.saturating_add(1);

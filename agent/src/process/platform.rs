@@ -5,7 +5,7 @@ pub mod fake;
 pub mod linux;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -135,6 +135,9 @@ pub trait Platform: Send + Sync + 'static {
 
     /// Whether nothing listens on `port` of this host.
     fn is_port_free(&self, port: u16) -> bool;
+
+    /// The time of day, which may jump.
+    fn wall_clock(&self) -> SystemTime;
 }
 
 #[cfg(test)]

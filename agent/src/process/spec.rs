@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::definition::Definition;
 use super::health::Check;
 use super::quantity::{self, Count, Ports};
+use super::schedule::Schedule;
 
 /// The longest name; it is part of file and cgroup names.
 const NAME_BYTES: usize = 64;
@@ -18,6 +19,8 @@ pub struct Spec {
     /// How many instances there are to be.
     pub instances: u32,
     pub check: Option<Check>,
+    /// When it is restarted by the calendar.
+    pub schedule: Option<Schedule>,
 }
 
 /// The processes of which each waits for the next, if any of `specs` waits for itself in the end.
@@ -106,8 +109,12 @@ impl Definition {
             Some(written) => Check::of(written).or_else(|why| refuse("health_check", why))?,
             None => None,
         };
+        let schedule = match &self.cron_restart {
+            Some(written) => Some(Schedule::parse(written).or_else(|why| refuse("cron_restart", why))?),
+            None => None,
+        };
         self.check_names_and_commands()?;
-        Ok(Spec { definition: Arc::new(self), instances, check })
+        Ok(Spec { definition: Arc::new(self), instances, check, schedule })
     }
 
     fn check_names_and_commands(&self) -> Result<(), SpecError> {

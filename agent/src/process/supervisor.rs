@@ -15,6 +15,7 @@ mod requests;
 mod rollout;
 mod sample;
 mod saved;
+mod scheduling;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -232,6 +233,7 @@ impl<P: Platform> Supervisor<P> {
         if is_due(instance.monitor.as_ref().and_then(Monitor::due)) {
             self.probe(id);
         }
+        self.look_at_calendar(id, now);
         let Some(instance) = self.instances.get(&id) else { return };
         if is_due(instance.machine.deadline()) {
             self.feed(id, Input::Tick, now);

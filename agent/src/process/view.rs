@@ -38,6 +38,10 @@ pub struct View {
     pub started: Option<SystemTime>,
     pub figures: Figures,
     pub health: Health,
+    /// Why it was last restarted.
+    pub restart_reason: Option<Reason>,
+    /// When `cron_restart` restarts it next.
+    pub next_restart: Option<SystemTime>,
     /// How the process before this one, or the last one, ended.
     pub last_exit: Option<Exit>,
     /// Why it does not run, or why it was last restarted.
@@ -70,6 +74,34 @@ impl Status {
             Self::Stopped => "stopped",
             Self::Errored => "errored",
             Self::Restarting => "restarting",
+        }
+    }
+}
+
+/// Why an instance got another process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// Somebody asked for it: `restart`, `reload`.
+    Asked,
+    /// It ended by itself, or could not be started.
+    Ended,
+    /// `max_memory_restart`.
+    Memory,
+    /// Its health check.
+    Health,
+    /// `cron_restart`.
+    Cron,
+}
+
+impl Reason {
+    /// Its name in every interface.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::Ended => "ended",
+            Self::Memory => "memory",
+            Self::Health => "health",
+            Self::Cron => "cron",
         }
     }
 }
@@ -142,6 +174,8 @@ pub enum What {
     Errored,
     HealthChanged,
     MemoryLimit,
+    /// `cron_restart` has come.
+    Scheduled,
     Deleted,
 }
 
@@ -159,6 +193,7 @@ impl What {
             Self::Errored => "errored",
             Self::HealthChanged => "health_changed",
             Self::MemoryLimit => "memory_limit_exceeded",
+            Self::Scheduled => "cron_restart",
             Self::Deleted => "deleted",
         }
     }

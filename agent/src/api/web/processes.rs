@@ -20,7 +20,7 @@ use crate::process::error::{Error, ErrorKind};
 use crate::process::handle::{Change, Handle, Target};
 use crate::process::logs::{LogQuery, Stream};
 use crate::process::quantity::Ports;
-use crate::process::view::View;
+use crate::process::view::{Reason, View};
 
 /// Lines of a log that one answer may hold.
 const MAX_LINES: usize = 10_000;
@@ -99,6 +99,8 @@ pub(super) async fn details(asked: &Asked<'_>) -> Answer {
         created: String,
         error: Option<&'a str>,
         next_start: Option<String>,
+        restart_reason: Option<&'static str>,
+        next_restart: Option<String>,
         config: Value,
         /// Where a process has more than one.
         #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -117,6 +119,8 @@ pub(super) async fn details(asked: &Asked<'_>) -> Answer {
             created: rfc3339::format(first.created),
             error: first.error.as_deref(),
             next_start: first.next_start.map(rfc3339::format),
+            restart_reason: first.restart_reason.map(Reason::as_str),
+            next_restart: first.next_restart.map(rfc3339::format),
             config: config(&first.definition)?,
             instances: others,
         },

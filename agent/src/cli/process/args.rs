@@ -174,6 +174,10 @@ pub(in crate::cli) struct StartArgs {
     /// Restart it when it uses more memory, like 300M
     #[arg(long, value_name = "SIZE")]
     pub(super) max_memory: Option<String>,
+    /// Restart it, or start it again if it has ended, at these times of the host's time zone, like '30 4 * * *' or, with
+    /// seconds, '0 30 4 * * *'
+    #[arg(long, value_name = "CRON")]
+    pub(super) cron_restart: Option<String>,
     /// Do not start it again when it ends
     #[arg(long)]
     pub(super) no_autorestart: bool,
@@ -212,6 +216,7 @@ impl StartArgs {
             || self.health_check_url.is_some()
             || self.max_memory.is_some()
             || self.kill_timeout.is_some()
+            || self.cron_restart.is_some()
             || self.max_restarts.is_some()
             || self.no_autorestart
     }

@@ -97,6 +97,7 @@ fn definition(args: &StartArgs) -> Result<Value, Failure> {
         ("user", &args.user),
         ("group", &args.group),
         ("max_memory_restart", &args.max_memory),
+        ("cron_restart", &args.cron_restart),
         ("kill_timeout", &args.kill_timeout),
     ];
     for (key, text) in texts {

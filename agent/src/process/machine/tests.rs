@@ -179,7 +179,7 @@ proptest! {
             let input = match input {
                 0 => Input::Start,
                 1 => Input::Stop,
-                2 => Input::Restart,
+                2 => Input::Restart(Reason::Asked),
                 3 if spawning => { spawning = false; alive = true; Input::Spawned }
                 4 if alive => { alive = false; Input::Exited(Exit::Code(1)) }
                 5 if sweeping => { sweeping = false; alive = false; Input::Swept }

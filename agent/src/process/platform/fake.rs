@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
@@ -32,6 +32,8 @@ struct State {
     commands: Vec<String>,
     /// Commands that do not end well.
     failing: Vec<String>,
+    /// When the clock began.
+    clock: Option<tokio::time::Instant>,
 }
 
 #[derive(Debug)]
@@ -185,5 +187,12 @@ impl Platform for Fake {
 
     fn is_port_free(&self, port: u16) -> bool {
         self.with(|state| !state.used_ports.contains(&port))
+    }
+
+    /// Goes with the runtime's clock, which a test may stop; begins in 2001.
+    fn wall_clock(&self) -> SystemTime {
+        let now = tokio::time::Instant::now();
+        let begun = self.with(|state| *state.clock.get_or_insert(now));
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000) + (now - begun)
     }
 }

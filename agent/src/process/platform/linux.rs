@@ -16,7 +16,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::sys::stat::Mode;
 use tokio::io::unix::AsyncFd;
@@ -534,6 +534,10 @@ impl Platform for Linux {
 
     fn is_port_free(&self, port: u16) -> bool {
         program::is_port_free(port)
+    }
+
+    fn wall_clock(&self) -> SystemTime {
+        SystemTime::now()
     }
 }
 

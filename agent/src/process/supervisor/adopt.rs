@@ -62,6 +62,9 @@ impl<P: Platform> Supervisor<P> {
         for id in self.grow(name) {
             let Some(mut instance) = self.instances.remove(&id) else { continue };
             self.touched.remove(&id);
+            if let Some(at) = instance.timer.take() {
+                self.timers.remove(&(at, id));
+            }
             let index = usize::try_from(instance.index).unwrap_or(usize::MAX);
             let known = saved.get(index).filter(|saved| !self.instances.contains_key(&saved.id));
             let id = known.map_or(id, |saved| saved.id);
@@ -74,6 +77,7 @@ impl<P: Platform> Supervisor<P> {
                 *slot = id;
             }
             self.instances.insert(id, instance);
+            self.schedule(id);
             self.touched.insert(id);
         }
         let highest = self.instances.keys().next_back().map_or(0, |id| id + 1);

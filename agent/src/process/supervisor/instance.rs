@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime};
 use crate::process::health::Monitor;
 use crate::process::machine::{Machine, Policy};
 use crate::process::platform::{Place, Record};
+use crate::process::schedule::Alarm;
 use crate::process::spec::Spec;
 use crate::process::view::{Exit, Figures, Health, HealthStatus, View};
 
@@ -52,6 +53,8 @@ pub(super) struct Instance<C> {
     pub(super) health: Health,
     /// Its checks, while a process runs.
     pub(super) monitor: Option<Monitor>,
+    /// Of `cron_restart`, while somebody wants it to run.
+    pub(super) alarm: Option<Alarm>,
     /// It is to be started once others are online.
     pub(super) held: bool,
     /// Somebody wants it to run; saved.
@@ -83,6 +86,7 @@ impl<C> Instance<C> {
             sampled: None,
             health: Health::default(),
             monitor: None,
+            alarm: None,
             held: false,
             wanted: true,
             leaving: false,
@@ -95,9 +99,11 @@ impl<C> Instance<C> {
         Place { process: Arc::clone(&self.process), index: self.index, generation: self.generation }
     }
 
-    /// When something is due: of its machine, or a check.
+    /// When something is due: of its machine, a check, or the calendar.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.machine.deadline().into_iter().chain(self.monitor.as_ref().and_then(Monitor::due)).min()
+        let check = self.monitor.as_ref().and_then(Monitor::due);
+        let alarm = self.alarm.as_ref().map(Alarm::look);
+        self.machine.deadline().into_iter().chain(check).chain(alarm).min()
     }
 
     /// Another life begins.

@@ -7,7 +7,7 @@ use super::{Done, Platform, Purpose, Supervisor, launch};
 use crate::process::definition::health::Kind;
 use crate::process::health::{Verdict, probe};
 use crate::process::machine::Input;
-use crate::process::view::What;
+use crate::process::view::{Reason, What};
 
 impl<P: Platform> Supervisor<P> {
     /// Begins a check.
@@ -57,6 +57,6 @@ impl<P: Platform> Supervisor<P> {
         tracing::warn!(process = %instance.name, why, "a process is not healthy and is restarted");
         instance.error = Some(format!("it was not healthy: {why}").into());
         self.announce(id, What::HealthChanged);
-        self.feed(id, Input::Unfit, now);
+        self.feed(id, Input::Unfit(Reason::Health), now);
     }
 }

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use super::instance::{Instance, Process};
 use super::{Platform, Supervisor, clock};
 use crate::process::platform::linux::LogPolicy;
+use crate::process::schedule::Alarm;
 use crate::process::view::{Event, Snapshot, Status, View, What};
 
 impl<P: Platform> Supervisor<P> {
@@ -60,6 +61,7 @@ impl<P: Platform> Supervisor<P> {
                 tracing::info!(process = %instance.name, exit = ?instance.last_exit, "a process ended");
             }
             What::Started => tracing::info!(process = %instance.name, pid = instance.pid, "a process was started"),
+            What::Scheduled => tracing::info!(process = %instance.name, "cron_restart: a process is restarted"),
             What::Created
             | What::Online
             | What::Stopping
@@ -102,6 +104,8 @@ fn view<C>(instance: &Instance<C>, process: &Process, logs: &LogPolicy, version:
         started: instance.started,
         figures: instance.figures,
         health: instance.health.clone(),
+        restart_reason: instance.machine.reason(),
+        next_restart: instance.alarm.as_ref().map(Alarm::next),
         last_exit: instance.last_exit,
         error: instance.error.clone(),
         next_start: wait.map(|at| SystemTime::now() + at.saturating_duration_since(clock())),

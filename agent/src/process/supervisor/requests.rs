@@ -13,7 +13,7 @@ use crate::process::machine::{Input, Policy};
 use crate::process::platform::StartError;
 use crate::process::quantity::{Count, Ports};
 use crate::process::spec::{Spec, SpecError, cycle};
-use crate::process::view::{Status, What};
+use crate::process::view::{Reason, Status, What};
 
 impl<P: Platform> Supervisor<P> {
     pub(super) fn on_request(&mut self, request: Request, now: Instant) {
@@ -197,6 +197,7 @@ impl<P: Platform> Supervisor<P> {
             made.push(id);
         }
         for id in &made {
+            self.schedule(*id);
             self.touched.insert(*id);
             self.announce(*id, What::Created);
         }
@@ -256,6 +257,7 @@ impl<P: Platform> Supervisor<P> {
         {
             instance.wanted = wanted;
             self.store.changed();
+            self.schedule(id);
         }
     }
 
@@ -272,7 +274,7 @@ impl<P: Platform> Supervisor<P> {
         }
         for id in &ids {
             self.want(*id, true);
-            self.feed(*id, Input::Restart, now);
+            self.feed(*id, Input::Restart(Reason::Asked), now);
         }
         Ok(ids)
     }
@@ -315,6 +317,9 @@ impl<P: Platform> Supervisor<P> {
             instance.name = process.spec.instance_name(instance.index).into();
             self.touched.insert(*id);
         }
+        for id in process.ids.clone() {
+            self.schedule(id);
+        }
         for id in leaving {
             self.leave(id, now);
         }
@@ -329,6 +334,7 @@ impl<P: Platform> Supervisor<P> {
             instance.leaving = true;
             instance.wanted = false;
         }
+        self.schedule(id);
         self.feed(id, Input::Stop, now);
     }
 

@@ -9,7 +9,7 @@ use crate::process::error::Error;
 use crate::process::handle::{Reply, Target};
 use crate::process::machine::Input;
 use crate::process::platform::StartError;
-use crate::process::view::Status;
+use crate::process::view::{Reason, Status};
 
 /// Reloads under way, by process.
 #[derive(Default)]
@@ -106,7 +106,7 @@ impl<P: Platform> Supervisor<P> {
         match rollout.current {
             Some(id) => {
                 self.want(id, true);
-                self.feed(id, Input::Restart, now);
+                self.feed(id, Input::Restart(Reason::Asked), now);
             }
             None => self.end_rollout(name, Ok(())),
         }

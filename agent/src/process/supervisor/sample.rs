@@ -7,7 +7,7 @@ use super::{Done, Platform, Supervisor, Usage, clock};
 use crate::process::error::Error;
 use crate::process::handle::Reply;
 use crate::process::machine::Input;
-use crate::process::view::{Figures, What};
+use crate::process::view::{Figures, Reason, What};
 
 /// While somebody looks.
 const WATCHED: Duration = Duration::from_secs(2);
@@ -118,6 +118,6 @@ impl<P: Platform> Supervisor<P> {
         tracing::warn!(process = %instance.name, why, "a process is restarted");
         instance.error = Some(why.into());
         self.announce(id, What::MemoryLimit);
-        self.feed(id, Input::Unfit, now);
+        self.feed(id, Input::Unfit(Reason::Memory), now);
     }
 }

@@ -11,7 +11,7 @@ use crate::process::handle::{Change, Handle, Scale, Shared, Target};
 use crate::process::logs::client::LogKeeper;
 use crate::process::platform::fake::Fake;
 use crate::process::quantity::{Count, Ports, Span};
-use crate::process::view::{HealthStatus, Status};
+use crate::process::view::{HealthStatus, Reason, Status};
 
 /// A supervisor over a fake host; its list is in a directory of its own.
 struct World {
@@ -387,5 +387,51 @@ async fn hooks_run_before_a_start_and_after_an_end() {
     let mut changes = world.handle.changes();
     let failed = |snapshot: &Arc<Snapshot>| snapshot.processes[0].error.as_deref() == Some("pre_start: code 1");
     changes.wait_for(failed).await.map(drop).expect("it is told");
+    assert_eq!(world.host.starts().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_calendar_restarts_what_runs_and_starts_what_has_ended_but_not_what_was_stopped() {
+    let world = World::new();
+    let wrong = Definition { cron_restart: Some("61 * * * *".to_owned()), ..definition("web") };
+    let refused = world.handle.create(wrong).await.expect_err("no such minute");
+    assert!(matches!(&refused, Error::Invalid(error) if error.key == "cron_restart"), "{refused:?}");
+    let hourly =
+        |name: &str| Definition { cron_restart: Some("0 * * * *".to_owned()), autorestart: false, ..definition(name) };
+    for name in ["web", "job", "off"] {
+        world.handle.create(hourly(name)).await.expect("created");
+    }
+    world.until(&[("web", Status::Online), ("job", Status::Online), ("off", Status::Online)]).await;
+    world.host.end("job@0.1", Exit::Code(0));
+    world.handle.stop(&named("off")).await.expect("stopped");
+    world.until(&[("web", Status::Online), ("job", Status::Stopped), ("off", Status::Stopped)]).await;
+    let next = |index: usize| world.handle.snapshot().processes[index].next_restart;
+    assert!(next(0).is_some_and(|next| next > world.host.wall_clock()) && next(1) == next(0) && next(2).is_none());
+    let mut changes = world.handle.changes();
+    let renewed = |snapshot: &Arc<Snapshot>| snapshot.processes[..2].iter().all(|view| view.restarts == 1);
+    tokio::time::timeout(Duration::from_secs(3660), changes.wait_for(renewed))
+        .await
+        .expect("in time")
+        .map(drop)
+        .expect("alive");
+    world.until(&[("web", Status::Online), ("job", Status::Online), ("off", Status::Stopped)]).await;
+    assert_eq!(world.host.running(), ["job@0.2", "web@0.2"]);
+    assert_eq!(world.handle.snapshot().processes[0].restart_reason, Some(Reason::Cron));
+    assert!(next(0).is_some_and(|next| next > world.host.wall_clock()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_agent_keeps_to_the_calendar_and_makes_up_for_nothing() {
+    let world = World::new();
+    world
+        .handle
+        .create(Definition { cron_restart: Some("0 * * * *".to_owned()), ..definition("web") })
+        .await
+        .expect("created");
+    world.until(&[("web", Status::Online)]).await;
+    let before = world.handle.snapshot().processes[0].next_restart;
+    let world = world.next_agent(Vec::new()).await;
+    world.until(&[("web", Status::Online)]).await;
+    assert_eq!(world.handle.snapshot().processes[0].next_restart, before);
     assert_eq!(world.host.starts().len(), 1);
 }
