@@ -7,6 +7,8 @@ pub mod error;
 pub mod id;
 pub mod lifecycle;
 pub mod metrics;
+#[cfg(test)]
+pub mod mutate;
 pub mod reconcile;
 pub mod rfc3339;
 pub mod secret;

@@ -8,6 +8,7 @@ mod bench;
 mod demo;
 mod dist;
 mod ebpf;
+mod fuzz;
 mod interrupt;
 mod repo;
 mod run;
@@ -45,6 +46,8 @@ enum Verb {
     Tidy,
     /// Build the BPF object from `agent-ebpf`, or check the committed one.
     Ebpf(ebpf::Args),
+    /// Run the properties over what comes from outside (frames, URLs, headers, queries) many more times than `test` does.
+    Fuzz(fuzz::Arguments),
     /// Measure the budgets against their alternatives.
     Bench(bench::Arguments),
     /// Boot the guests and run their scenarios.
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Verb::Fix => test::fix(),
         Verb::Tidy => tidy::run(),
         Verb::Ebpf(arguments) => ebpf::run(arguments.check),
+        Verb::Fuzz(arguments) => fuzz::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::VmTest(arguments) => test::vm(&arguments),
         Verb::Dist => dist::run(),

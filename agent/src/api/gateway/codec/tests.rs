@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::foundation::mutate::edited;
 use crate::pm3::failure::{Failure, Kind};
 
 fn decode(codec: Codec, chunks: &[&[u8]]) -> Result<Vec<Message>, Broken> {
@@ -127,6 +128,19 @@ fn any_json() -> impl Strategy<Value = serde_json::Value> {
     })
 }
 
+/// Calls of both versions, one after another as on a connection.
+const CALLS: &[&[u8]] = &[
+    br#"{"id":7,"method":"/ping","params":[]}{"id":"a","method":"GET /kv/x","params":[{"a":[1,"]"]}, 2]}"#,
+    br#"{"jsonrpc":"2.0","id":1,"method":"/ipinfo","params":{"ip":"::1"}}"#,
+    b"{ \"method\" : \"/kv/\\u00e9\" , \"id\" : -1.5e3, \"params\" : [ null ] }\n{\"id\":null,\"result\":{},\"error\":null}",
+];
+
+/// Calls and a reply of the compact codec.
+const FRAMES: &[&[u8]] = &[
+    b"\x05\0\0\0/ping\0\n\x06\0\0\0/ipinfo\0{\"ip\":\"::1\"}\n",
+    b"\x05\0\0\x80\0\"a\"\n\xff\xff\xff\x7f/kv/x\0[1,2]\n",
+];
+
 proptest! {
     #[test]
     fn a_call_is_read_whole_however_it_is_cut(parameter in any_json(), id in any_json(), cut in 1_usize..64) {
@@ -147,6 +161,23 @@ proptest! {
     fn any_bytes_are_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), cut in 1_usize..40) {
         let chunks: Vec<&[u8]> = bytes.chunks(cut).collect();
         drop(decode(Codec::JsonRpc, &chunks));
+        drop(decode(Codec::Jrpc, &chunks));
+    }
+
+    #[test]
+    fn edited_calls_are_read_without_a_panic(bytes in edited(CALLS), cut in 1_usize..40) {
+        let chunks: Vec<&[u8]> = bytes.chunks(cut).collect();
+        let found = decode(Codec::JsonRpc, &chunks);
+        // What another parser takes for a row of objects is a row of as many messages.
+        let objects = serde_json::Deserializer::from_slice(&bytes).into_iter::<serde_json::Map<_, _>>();
+        if let Ok(objects) = objects.collect::<Result<Vec<_>, _>>() {
+            prop_assert_eq!(found.map(|messages| messages.len()), Ok(objects.len()));
+        }
+    }
+
+    #[test]
+    fn edited_frames_of_jrpc_are_read_without_a_panic(bytes in edited(FRAMES), cut in 1_usize..40) {
+        let chunks: Vec<&[u8]> = bytes.chunks(cut).collect();
         drop(decode(Codec::Jrpc, &chunks));
     }
 

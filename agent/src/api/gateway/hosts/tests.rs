@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::foundation::mutate::edited;
 
 fn hosts(text: &str) -> Hosts {
     #[derive(serde::Deserialize)]
@@ -101,7 +102,20 @@ fn a_redirect_stays_where_it_was_written() {
     assert_eq!(place("/{uri}", "//evil.example/a"), "/evil.example/a");
 }
 
+const PATHS: &[&[u8]] =
+    &[b"/a/b%20c/../d;x=1/./e", b"/%2e%2e/%2fetc//passwd", b"/\xc3\xa9/%C3%A9/%ff?query#part", b"http://pm3:80/a/b"];
+
 proptest! {
+    #[test]
+    fn edited_paths_are_read_without_a_panic(bytes in edited(PATHS)) {
+        let Ok(path) = std::str::from_utf8(&bytes) else { return Ok(()) };
+        if let Ok(matched) = match_path(path) {
+            let climbs = matched.split('/').any(|part| part == "..");
+            prop_assert!(matched.starts_with('/') && !matched.contains("//") && !climbs, "{matched}");
+        }
+        host_name(path);
+    }
+
     #[test]
     fn any_path_and_any_name_is_read_without_a_panic(path in "/[/.%2eE5cf\\\\a;]{0,30}", name in "\\PC{0,30}") {
         if let Ok(matched) = match_path(&path) {

@@ -153,6 +153,7 @@ mod tests {
     use tokio_tungstenite::tungstenite::protocol::frame;
 
     use super::*;
+    use crate::foundation::mutate::edited;
 
     /// A frame as the library writes it for a client.
     fn masked(payload: &[u8], opcode: OpCode, is_final: bool) -> Vec<u8> {
@@ -205,11 +206,24 @@ mod tests {
         assert_eq!(read(&[part, rest].concat(), 1 << 16), Err(Violation::TooLarge));
     }
 
+    /// A text in two parts with a ping between them; a binary of 126 bytes and more; a close.
+    const FRAMES: &[&[u8]] = &[
+        b"\x01\x82\x01\x02\x03\xfaig\x89\x81\x01\x02\x03\xfay\x80\x83\x01\x02\x03\xfamnl",
+        b"\x82\xfe\0\x81\x01\x02\x03\x04................................................................\
+          .................................................................\x8a\x80\0\0\0\0",
+        b"\x88\x82\0\0\0\0\x03\xe8\x82\xff\0\0\0\0\0\0\0\x04\0\0\0\0abcd",
+    ];
+
     proptest! {
         #[test]
         fn any_payload_comes_back(payload in prop::collection::vec(any::<u8>(), 0..300), cut in 1_usize..64) {
             let bytes = masked(&payload, OpCode::Data(Data::Binary), true);
             prop_assert_eq!(read(&bytes, cut), Ok(vec![Frame::Message(payload.as_slice().into())]));
+        }
+
+        #[test]
+        fn edited_frames_are_read_without_a_panic(bytes in edited(FRAMES), cut in 1_usize..40) {
+            drop(read(&bytes, cut));
         }
 
         #[test]
