@@ -15,6 +15,7 @@
 //! | `store` and those of [`crate::store`] | statements, the other members | `watch` of its status, changed tables |
 //! | `callers` | a timer | `watch` of its status: a connection of its own proves that callers are recorded |
 //! | `system` | a timer | the figures of the host for `/system` |
+//! | `memory` | a timer | what a burst left goes back to the kernel |
 //! | `log-history`, a thread | log lines, bounded | files in `logs/` |
 //! | `mesh`, `mesh-model`, `mesh-state`, `mesh-save` | changed tables of the store, or another member's word; `weft.toml` | `watch`es of the mesh and of the model; the last good state on disk |
 //! | `mesh-seat`, `mesh-votes` | `watch`es of the store and of the mesh; on the leader the tables of nodes and ACLs | who holds the log and votes; the authority's key where this node votes |
@@ -31,6 +32,7 @@ mod callers;
 mod domains;
 mod limits;
 mod loops;
+mod memory;
 pub mod raft;
 mod mesh;
 pub mod privileges;
@@ -256,7 +258,8 @@ async fn serve_until_stopped(
     let web_inputs = web::Inputs { settings: settings.web.clone(), sources, classifier };
     let _web = web.map(|web| web.serve(web_inputs, listener_shutdown.stop()));
 
-    let ready = loops::announce_ready(readiness);
+    let ready = loops::announce_ready(readiness.clone());
+    let _memory = memory::start(readiness);
     let _watchdog = loops::watchdog();
     let end = loops::run(launch, &domains, &level, &mut signals, commands).await;
     drop(ready);

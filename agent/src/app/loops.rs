@@ -15,10 +15,6 @@ use crate::foundation::error::chain;
 use crate::foundation::lifecycle::Readiness;
 use crate::foundation::task::{self, Task};
 use crate::foundation::telemetry::LevelHandle;
-use crate::sys::memory;
-
-/// From readiness to giving back what only the start needed.
-const SETTLED: Duration = Duration::from_secs(5);
 
 /// How the loop ended.
 pub(super) enum End {
@@ -139,10 +135,6 @@ pub(super) fn announce_ready(readiness: Readiness) -> Task {
         readiness.ready().await;
         info!("ready");
         notify(&[NotifyState::Ready]);
-        // Most of what a start allocates and runs is needed once, the kernel's type information above all; the last of it is
-        // freed some moments after everything is up.
-        tokio::time::sleep(SETTLED).await;
-        drop(tokio::task::spawn_blocking(memory::give_back).await);
     })
 }
 

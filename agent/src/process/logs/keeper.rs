@@ -18,6 +18,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use super::protocol::{Command, Reply, Target, VERSION};
 use super::rotate::LogFile;
+use crate::sys::memory;
 
 /// What a FIFO holds at most, so that one read empties it.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -26,6 +27,8 @@ const MOST_READS: usize = 64;
 /// The longest command.
 const MOST_COMMAND_BYTES: usize = 64 * 1024;
 const LISTENER: u64 = u64::MAX;
+/// After so long without anything to do, what the work needed is given back.
+const QUIET_MS: u16 = 3000;
 
 /// The keeper's socket below `run_dir`.
 pub fn socket_path(run_dir: &Path) -> PathBuf {
@@ -92,19 +95,27 @@ impl Keeper {
             listener,
             streams: HashMap::new(),
             agents: HashMap::new(),
-            chunk: vec![0; CHUNK_BYTES].into_boxed_slice(),
-            scratch: Vec::with_capacity(2 * CHUNK_BYTES),
+            chunk: chunk(),
+            scratch: Vec::new(),
         })
     }
 
     fn run(&mut self) -> io::Result<()> {
         let mut events = [EpollEvent::empty(); 64];
+        // A start is work.
+        let mut patience = EpollTimeout::from(QUIET_MS);
         loop {
-            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+            let count = match self.epoll.wait(&mut events, patience) {
+                Ok(0) => {
+                    self.rest();
+                    patience = EpollTimeout::NONE;
+                    continue;
+                }
                 Ok(count) => count,
                 Err(nix::Error::EINTR) => continue,
                 Err(error) => return Err(error.into()),
             };
+            patience = EpollTimeout::from(QUIET_MS);
             // One time serves all that is read now; lines of one moment have one time.
             let now = SystemTime::now();
             for event in &events[..count] {
@@ -113,6 +124,13 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// Nothing was to be done for a while.
+    fn rest(&mut self) {
+        self.chunk = chunk();
+        self.scratch = Vec::new();
+        memory::give_back();
     }
 
     fn on_event(&mut self, token: u64, now: SystemTime) -> Flow {
@@ -260,6 +278,10 @@ impl Keeper {
             self.agents.remove(&fd);
         }
     }
+}
+
+fn chunk() -> Box<[u8]> {
+    vec![0; CHUNK_BYTES].into_boxed_slice()
 }
 
 fn token(fd: RawFd) -> u64 {

@@ -20,6 +20,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::sys::stat::Mode;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
 use super::{Found, Launch, Place, Platform, Purpose, Record, StartError, Usage};
@@ -34,6 +35,9 @@ use crate::sys::{pidfd, spawn};
 
 /// The attribute of a cgroup directory that holds a [`Mark`].
 const MARK: &str = "user.weft.process";
+/// Starts under way at once. A start waits for the kernel most of its time and gains nothing from more; a thread for each of
+/// a hundred would leave its stack and its share of the heap behind.
+static STARTS: Semaphore = Semaphore::const_new(8);
 /// The verb, and the cgroup, of the log keeper.
 const KEEPER: &str = "log-keeper";
 
@@ -556,6 +560,8 @@ fn number(signal: KillSignal) -> i32 {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StartError> + Send + 'static,
 ) -> Result<T, StartError> {
+    // It is never closed: without a permit the work is done all the same.
+    let _permit = STARTS.acquire().await.ok();
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(_ending) => Err(StartError { why: "the agent is stopping".to_owned(), permanent: true }),
