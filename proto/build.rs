@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 15] = [
+const FILES: [&str; 16] = [
     "v1/admin.proto",
     "v1/admin_messages.proto",
     "v1/mesh.proto",
@@ -21,6 +21,7 @@ const FILES: [&str; 15] = [
     "weft/v1/agent.proto",
     "weft/v1/certificates.proto",
     "weft/v1/mesh.proto",
+    "weft/v1/metrics.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -34,10 +35,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     let shown = descriptors.file.iter().filter(|file| file.name() == "weft/v1/agent.proto");
     let names: Vec<String> =
         shown.flat_map(|file| &file.message_type).map(|message| message.name().to_owned()).collect();
+    // The command line shows the figures of a node as JSON.
+    let figures = descriptors.file.iter().filter(|file| file.name() == "v1/node_metrics.proto");
+    let figures: Vec<String> =
+        figures.flat_map(|file| &file.message_type).map(|message| message.name().to_owned()).collect();
     let mut builder = tonic_prost_build::configure();
     for name in names {
         let derive = "#[derive(serde::Serialize, serde::Deserialize)]\n#[serde(default)]";
         builder = builder.message_attribute(format!(".weft.v1.{name}"), derive);
+    }
+    for name in figures {
+        builder = builder.message_attribute(format!(".v1.{name}"), "#[derive(serde::Serialize)]");
     }
     builder.compile_fds(descriptors)?;
     Ok(())

@@ -221,10 +221,7 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum ClientCommand {
     /// Show what the agent does, and what does not work
-    #[command(
-        after_help = "Examples:\n  weft status\n  weft status --check ready    exit code 0 once the agent is ready, else 4\n  \
-                      weft status --watch --json   one JSON object a line, at every change"
-    )]
+    #[command(after_help = args::STATUS_EXAMPLES)]
     Status(StatusArgs),
     /// Show every peer: connected or not and why, bytes, endpoint
     #[command(

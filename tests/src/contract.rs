@@ -10,9 +10,11 @@ use integration_tests::netns::NetNs;
 use integration_tests::scenario::Scenario;
 
 const TOOLS: [&str; 4] = ["wg", "ip", "nsenter", "/usr/bin/python3"];
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 5] = [
     ("contract.proto", include_str!("contract/contract.proto")),
     ("admin_messages.proto", include_str!("contract/admin_messages.proto")),
+    ("node_metrics.proto", include_str!("contract/node_metrics.proto")),
+    ("metrics.proto", include_str!("contract/metrics.proto")),
     ("client.py", include_str!("contract/client.py")),
 ];
 
@@ -34,6 +36,8 @@ fn client(host: &NetNs) -> tempfile::TempDir {
         &grpc,
         "contract.proto",
         "admin_messages.proto",
+        "node_metrics.proto",
+        "metrics.proto",
     ];
     host.run(&compile).expect("grpcio-tools makes the stubs");
     directory
@@ -75,6 +79,11 @@ fn a_client_of_other_hands_calls_the_contract_on_the_leader_and_on_a_follower() 
         let said = scenario.host(0).run(&words).expect("every call is answered as the document says");
         assert_eq!(said, "the contract holds\n");
     }
+    let shown = alpha.cli_json(&["status", "beta"]).expect("figures");
+    assert_eq!(shown["metrics"]["device_name"], beta.link(), "{shown}");
+    assert!(shown["metrics"]["system"]["memory"]["total"].as_u64() > Some(0), "{shown}");
+    let nowhere = alpha.cli(&["status", "nobody-here"]).expect("it ran");
+    assert_eq!(nowhere.status.code(), Some(1));
 }
 
 #[test]

@@ -14,6 +14,7 @@ pub mod listener;
 mod local;
 mod membership;
 mod mesh;
+mod metrics;
 mod node;
 mod proxy;
 pub mod remote;
@@ -61,6 +62,7 @@ pub(super) fn routes(sources: &Arc<Sources>, stop: Stop) -> Router {
     let enrolment = weft::enrolment_server::EnrolmentServer::new(enrolment::Service(Arc::clone(sources)));
     let membership = membership::Service { sources: Arc::clone(sources), stop };
     let membership = weft::membership_server::MembershipServer::new(membership);
+    let metrics = weft::metrics_server::MetricsServer::new(metrics::Service(Arc::clone(sources)));
     let local = weft::local_server::LocalServer::new(local::Service(Arc::clone(sources)));
     let routes = Routes::new(node.max_decoding_message_size(limit))
         .add_service(mesh.max_decoding_message_size(limit))
@@ -69,6 +71,7 @@ pub(super) fn routes(sources: &Arc<Sources>, stop: Stop) -> Router {
         .add_service(admin.max_decoding_message_size(limit))
         .add_service(enrolment.max_decoding_message_size(limit))
         .add_service(membership.max_decoding_message_size(limit))
+        .add_service(metrics.max_decoding_message_size(limit))
         .add_service(local.max_decoding_message_size(limit))
         .add_service(certificates.max_decoding_message_size(limit));
     let layer = middleware::from_fn_with_state(Arc::clone(sources), caller::authorize);

@@ -4,8 +4,18 @@ use clap::{Args, ValueEnum};
 
 use super::top;
 
+pub(super) const STATUS_EXAMPLES: &str = "\
+Examples:
+  weft status
+  weft status --check ready    exit code 0 once the agent is ready, else 4
+  weft status --watch --json   one JSON object a line, at every change
+  weft status beta             processors, memory, disks and tunnel of node beta";
+
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
+    /// Show the figures of a node of the mesh and its host instead, asked of it through this one
+    #[arg(value_name = "NODE", conflicts_with_all = ["check", "watch"])]
+    pub(super) node: Option<String>,
     /// Only say whether the agent answers, has come up, or is ready
     #[arg(long, value_enum, conflicts_with = "watch")]
     pub(super) check: Option<Check>,

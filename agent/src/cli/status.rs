@@ -1,5 +1,7 @@
 //! `weft status`.
 
+mod node;
+
 use std::fmt::Write as _;
 
 use weft_proto::weft::v1 as proto;
@@ -10,6 +12,9 @@ use super::{Check, Exit, Failure, StatusArgs};
 use crate::api::view;
 
 pub(super) async fn run(client: &Client, args: &StatusArgs) -> Result<Exit, Failure> {
+    if let Some(node) = &args.node {
+        return node::run(client, node, args.json).await;
+    }
     if args.watch {
         return watch(client, args.json).await;
     }

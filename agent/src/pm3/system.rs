@@ -1,5 +1,7 @@
-//! `/system`: the figures of this host, sampled in the background, so that a caller never waits for them.
+//! `/system`: the figures of this host, sampled in the background, so that a caller never waits for them; and [`host`], read
+//! when it is asked for.
 
+pub mod host;
 mod machine;
 mod platform;
 

@@ -16,6 +16,8 @@ from google.protobuf.empty_pb2 import Empty  # noqa: E402
 import admin_messages_pb2 as acls  # noqa: E402
 import contract_pb2 as v1  # noqa: E402
 import contract_pb2_grpc as services  # noqa: E402
+import metrics_pb2 as ours  # noqa: E402
+import metrics_pb2_grpc as our_services  # noqa: E402
 
 DEADLINE = 10
 KEY = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
@@ -73,6 +75,30 @@ def node(connection):
     refused(grpc.StatusCode.FAILED_PRECONDITION, stub.Leave, v1.LeaveRequest(id=LEADER), words="only node with a vote")
     preferred = stub.GetStatus(v1.GetStatusRequest(), timeout=DEADLINE, metadata=[("prefer-leader", "true")])
     assert preferred.id == LEADER, preferred
+
+
+def metrics(connection, nodes):
+    stub = our_services.MetricsStub(connection)
+    for name in ("", LEADER, OTHER):
+        told = stub.GetNodeMetrics(ours.GetNodeMetricsRequest(id=name), timeout=DEADLINE)
+        about = nodes[name or NODE]
+        assert (told.public_key, told.listen_port) == (about.public_key, about.wireguard_port), told
+        assert told.device_name and told.type in ("Linux kernel", "userspace"), told
+        assert told.address_v4 == about.private_ipv4 and told.address_v6, told
+        (peer,) = told.peers
+        (other,) = (node for node in nodes.values() if node.id != about.id)
+        assert peer.public_key == other.public_key and peer.protocol_version == 1, peer
+        assert other.private_ipv4.partition("/")[0] + "/32" in peer.allowed_ips, peer
+        assert peer.endpoint.endswith(":51820") and peer.persistent_keep_alive.endswith("s"), peer
+        assert told.total_receive_bytes == peer.receive_bytes and told.total_transmit_bytes == peer.transmit_bytes, told
+        host, cpu, memory = told.system.host, told.system.cpu, told.system.memory
+        assert host.hostname and host.kernel_version and host.os.type == "linux" and host.boot_time.endswith("Z"), host
+        assert about.primary_endpoint in host.ips and host.uptime.endswith("s"), host
+        assert cpu.user != "0s" and cpu.idle.endswith("s") and cpu.load_average.fifteen >= 0, cpu
+        assert memory.total >= memory.available > 0 and memory.used + memory.free == memory.total, memory
+        for disk in told.system.disks:
+            assert disk.total == disk.free + disk.used and 0 <= disk.used_percent <= 100, disk
+    refused(grpc.StatusCode.NOT_FOUND, stub.GetNodeMetrics, ours.GetNodeMetricsRequest(id="nobody-here"))
 
 
 def mesh(connection):
@@ -161,7 +187,7 @@ def others(connection):
 without_certificate()
 with channel(file("ops.key"), file("ops.crt")) as operator:
     node(operator)
-    mesh(operator)
+    metrics(operator, mesh(operator))
     admin(operator)
     others(operator)
 print("the contract holds")

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio_stream::Empty;
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 use weft_proto::v1;
 use weft_proto::v1::node_client::NodeClient;
@@ -108,13 +109,17 @@ fn wireguard_peer(mesh: &Mesh, member: &Member) -> v1::WireguardPeer {
 
 /// The status of another member, asked of it.
 async fn relayed(sources: &Sources, id: &NodeId) -> Result<v1::Status, Status> {
+    let channel = reach(sources, id).await?;
+    let status = NodeClient::new(channel).get_status(v1::GetStatusRequest { id: String::new() }).await?;
+    Ok(status.into_inner())
+}
+
+/// A connection to another member, at the first of its addresses that answers.
+pub(super) async fn reach(sources: &Sources, id: &NodeId) -> Result<Channel, Status> {
     let mut failed = Status::failed_precondition(format!("no address of {id} is known"));
     for place in sources.mesh_handle.places_of(id) {
         match remote::channel(&sources.identity, &place).await {
-            Ok(channel) => {
-                let status = NodeClient::new(channel).get_status(v1::GetStatusRequest { id: String::new() }).await?;
-                return Ok(status.into_inner());
-            }
+            Ok(channel) => return Ok(channel),
             Err(RemoteError::Refused(text) | RemoteError::Dismissed(text)) => {
                 failed = Status::failed_precondition(text)
             }
