@@ -301,6 +301,15 @@ fn gateway_inputs(
     }
 }
 
+/// A node that was one of several and has no store any more begins none of its own: they would be two meshes of one name.
+fn formation(settings: &Settings, identity: &Identity) -> store::Formation {
+    let is_lost = !store::exists(&settings.state_dir.join("store"));
+    match is_lost && crate::mesh::remembers_others(&settings.state_dir.join("mesh"), identity) {
+        true => store::Formation::Join,
+        false => store::Formation::Alone,
+    }
+}
+
 /// The replicated database of this node; alone it is a cluster of one.
 fn store_inputs(settings: &Settings, identity: &Identity) -> Result<store::Inputs, AppError> {
     Ok(store::Inputs {
@@ -308,7 +317,7 @@ fn store_inputs(settings: &Settings, identity: &Identity) -> Result<store::Input
         node: settings.model.node.id.clone(),
         directory: settings.state_dir.join("store"),
         schemas: vec![pm3::kv::SCHEMA, crate::mesh::schema::SCHEMA],
-        formation: store::Formation::Alone,
+        formation: formation(settings, identity),
         network: raft::network(&settings.raft, identity)?,
     })
 }

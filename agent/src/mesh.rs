@@ -87,6 +87,11 @@ pub struct Handle {
     _tasks: Arc<[Task; 6]>,
 }
 
+/// Whether the last good state, if it is this identity's, names other members.
+pub fn remembers_others(directory: &std::path::Path, identity: &Identity) -> bool {
+    saved::read(directory, identity).is_some_and(|state| state.mesh.others().next().is_some())
+}
+
 /// Starts it. The model is there at once, from the last good state.
 pub fn start(inputs: Inputs) -> Handle {
     let Inputs { identity, store, remote, directory, config, configured, ports, raft_address, link } = inputs;

@@ -81,6 +81,11 @@ pub struct Inputs {
     pub network: Option<transport::Network>,
 }
 
+/// Whether a store was made in `directory`, which says nothing about whether it opens.
+pub fn exists(directory: &std::path::Path) -> bool {
+    core::Files::of(directory).member.exists()
+}
+
 /// Starts the store. It opens its files in the background; whether it could is in its status.
 pub fn start(inputs: Inputs, metrics: &Metrics, blocker: Blocker, stop: Stop) -> Handle {
     core::start(inputs, metrics, blocker, stop)

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
+use super::plan::{self, Standing};
 use super::remote::{Enrolment, RemoteError};
 use super::saved;
 use super::shared::Shared;
@@ -139,7 +140,7 @@ fn refuse_others(shared: &Shared, token: &Token) -> Result<(), JoinError> {
         return Err(JoinError::Member(mesh));
     }
     let state = Arc::clone(&shared.state.borrow());
-    let others: Vec<&Arc<Member>> = state.mesh.members.values().filter(|member| member.id != state.mesh.own).collect();
+    let others: Vec<&Arc<Member>> = state.mesh.others().collect();
     match (others.len(), others.iter().any(|member| member.is_voter)) {
         (0, _) => Ok(()),
         (_, true) => Err(JoinError::Member(mesh)),
@@ -168,6 +169,12 @@ pub(super) async fn leave(shared: &Arc<Shared>) -> Result<MeshId, JoinError> {
     let own = shared.identity.id().clone();
     let store = Arc::clone(&shared.store.status().borrow());
     let has_other_voters = store.members.iter().any(|member| member.voter && member.node != own);
+    // Without its store it has nothing that the others could miss.
+    let has_lost_all = plan::standing(&store, &own) == Standing::Waiting && shared.keepers().is_empty();
+    if shared.keeps() && has_lost_all {
+        blocking(shared, found_anew).await?;
+        return Ok(left);
+    }
     if shared.keeps() && !has_other_voters {
         return Err(match shared.state.borrow().mesh.members.len() {
             0 | 1 => JoinError::Alone,

@@ -17,6 +17,14 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Runs until this node follows another one.
 pub(super) async fn run(shared: &Shared) {
+    // Whoever gives the authority up is started again as one that follows.
+    while seat::is_bereft(shared).await {
+        match seat::without_store(shared).await {
+            Ok(()) => return std::future::pending().await,
+            Err(error) => shared.say(vec![chain(&error)]),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
     while let Err(error) = seat::own_store(shared).await {
         shared.say(vec![format!("the store of the mesh before cannot be laid aside: {}", chain(&error))]);
         tokio::time::sleep(RETRY).await;

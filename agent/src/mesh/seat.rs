@@ -229,15 +229,53 @@ async fn lead(shared: &Shared, leads: bool) -> Result<bool, SeatError> {
     Ok(true)
 }
 
-/// Whether this node's store is of the mesh it founded; one of another mesh is laid aside.
-pub(super) async fn own_store(shared: &Shared) -> Result<(), RegistryError> {
+/// Whether this node kept the state of its mesh, has others in it, and its store is not the one it was: it waits for a
+/// leader to add it, and nobody knows that it should be.
+pub(super) async fn is_bereft(shared: &Shared) -> bool {
+    let standing = settled(shared).await;
+    standing == Standing::Waiting && shared.state.borrow().mesh.others().next().is_some()
+}
+
+/// What is done about that: where others keep the state, this node asks them for a place like one that has just joined.
+pub(super) async fn without_store(shared: &Shared) -> Result<(), Bereft> {
+    let others = shared.state.borrow().mesh.others().count();
+    if shared.keepers().is_empty() {
+        return Err(Bereft::Last { others });
+    }
+    tracing::warn!("the store of this node is gone; it asks the others of its mesh for a new place");
+    let identity = shared.identity.clone();
+    let given_up = tokio::task::spawn_blocking(move || identity.give_up_authority()).await;
+    given_up.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))?;
+    shared.moves.send_modify(|moves| *moves += 1);
+    Ok(())
+}
+
+/// Why a node without its store does not go on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Bereft {
+    #[error(
+        "the store of this node is gone, and of the {others} other members none keeps the state of the mesh: stop the agent and \
+         bring it back with `weft store restore FILE`, or give the mesh up with `weft leave`"
+    )]
+    Last { others: usize },
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+/// What this node is in its store, once that is open and has had time to find its members.
+async fn settled(shared: &Shared) -> Standing {
     let mut status = shared.store.status();
     // The sender lives in what we hold.
     drop(status.wait_for(|status| status.role != Role::None).await);
     // One that is opened for the first time has no members for a moment, one that waits to be added has none for ever.
     let settled = status.wait_for(|status| status.role != Role::None && !status.members.is_empty());
     drop(tokio::time::timeout(SETTLED, settled).await);
-    let standing = plan::standing(&shared.store.status().borrow(), shared.identity.id());
+    plan::standing(&shared.store.status().borrow(), shared.identity.id())
+}
+
+/// Whether this node's store is of the mesh it founded; one of another mesh is laid aside.
+pub(super) async fn own_store(shared: &Shared) -> Result<(), RegistryError> {
+    let standing = settled(shared).await;
     let is_foreign = match standing {
         Standing::Closed | Standing::Alone => false,
         Standing::Waiting => true,

@@ -106,6 +106,11 @@ impl Mesh {
         Self { own, leader: None, ipv4: None, ipv6: None, members: Ordered::new() }
     }
 
+    /// The members but this node.
+    pub fn others(&self) -> impl Iterator<Item = &Arc<Member>> {
+        self.members.values().filter(|member| member.id != self.own)
+    }
+
     /// The member with this id.
     pub fn member(&self, id: &NodeId) -> Option<&Arc<Member>> {
         self.members.get(id)

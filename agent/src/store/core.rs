@@ -481,6 +481,12 @@ async fn open(inputs: &Inputs, shared: &Arc<Shared>) -> Result<(Running, Option<
     let raft =
         Raft::new(opened.member, Arc::new(config), links.clone(), opened.log.clone(), opened.state.clone()).await;
     let raft = raft.map_err(|error| raft_failed(&error))?;
+    if inputs.formation == Formation::Join {
+        // A later start is told that it may begin alone, and this store is not to.
+        let failed =
+            |error: file::FileError| OpenError::File { action: "write", path: error.path, source: error.source };
+        file::write_atomic(&joining, b"", 0o600).map_err(failed)?;
+    }
     let alone = inputs.formation == Formation::Alone && !joining.exists();
     if alone && !raft.is_initialized().await.map_err(|error| raft_failed(&error))? {
         let myself = Peer { node: inputs.node.clone(), address: advertised.clone() };

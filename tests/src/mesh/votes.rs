@@ -21,7 +21,7 @@ pub(super) fn wait_for(agents: &[&TestAgent<'_>], voters: u64) {
     }
 }
 
-fn mesh(agent: &TestAgent<'_>) -> serde_json::Value {
+pub(super) fn mesh(agent: &TestAgent<'_>) -> serde_json::Value {
     agent.cli_json(&["status"]).map_or(serde_json::Value::Null, |status| status["mesh"].clone())
 }
 
@@ -33,7 +33,7 @@ fn keys(agent: &TestAgent<'_>) -> usize {
     std::fs::read_to_string(path).expect("read").matches("BEGIN PRIVATE KEY").count()
 }
 
-fn three(scenario: &Scenario) -> [TestAgent<'_>; 3] {
+pub(super) fn three(scenario: &Scenario) -> [TestAgent<'_>; 3] {
     let agents = [start(scenario, 0, "alpha"), start(scenario, 1, "beta"), start(scenario, 2, "gamma")];
     for agent in &agents[1..] {
         join(agent, &Scenario::address(0), &token(&agents[0]));
