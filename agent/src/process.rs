@@ -5,6 +5,7 @@
 //! | [`quantity`] | durations, sizes, ports, counts as people write them (pure) |
 //! | [`definition`] | a process as it is written down |
 //! | [`schedule`] | `cron_restart` (pure but for the time zone of the host) |
+//! | [`watched`] | which files a process is restarted for (pure) |
 //! | [`spec`] | a definition that was checked (pure) |
 //! | [`config`] | `[supervisor]` and `[process.NAME]` |
 //! | [`view`] | what is published |
@@ -25,6 +26,7 @@ pub mod quantity;
 pub mod definition;
 pub mod health;
 pub mod schedule;
+pub mod watched;
 pub mod spec;
 pub mod ecosystem;
 pub mod config;
@@ -103,7 +105,8 @@ fn start_on_host(settings: Settings, registry: &Registry, blocker: Blocker, stop
     };
     let launcher: Launcher = platform::linux::keeper_launcher(&settings.instance, &settings.run_dir);
     let (logs, logs_task) = LogKeeper::start(&settings.run_dir, launcher);
-    let platform = Linux::prepare(&settings.instance, &settings.run_dir, logs.clone(), log_policy.clone())?;
+    let own = [&settings.run_dir, &settings.state_dir].map(PathBuf::clone);
+    let platform = Linux::prepare(&settings.instance, own, logs.clone(), log_policy.clone())?;
     let (requests, received) = mpsc::channel(REQUESTS);
     let (publish, snapshot) = watch::channel(Arc::default());
     let events = broadcast::Sender::new(EVENTS);

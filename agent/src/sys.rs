@@ -6,6 +6,7 @@ pub mod bpf;
 pub mod cgroup;
 pub mod datagram;
 pub mod file;
+pub mod inotify;
 pub mod interfaces;
 pub mod memory;
 pub mod netns;

@@ -54,7 +54,7 @@ pub struct Item {
     pub last_exit: Option<String>,
     pub error: Option<String>,
     pub next_start_ms: Option<u64>,
-    /// Why it was last restarted: `asked`, `ended`, `memory`, `health`, `cron`.
+    /// Why it was last restarted: `asked`, `ended`, `memory`, `health`, `cron`, `watch`.
     pub restart_reason: Option<String>,
     /// When `cron_restart` restarts it next.
     pub next_restart_ms: Option<u64>,

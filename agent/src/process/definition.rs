@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use self::health::HealthCheck;
-use super::quantity::{Count, Ports, Size, Span, Words};
+use super::quantity::{Count, Patterns, Ports, Size, Span, Watch, Words};
 
 /// One process, as written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +70,15 @@ pub struct Definition {
     /// `MINUTE HOUR DAY MONTH WEEKDAY`, with seconds before them if there are six fields.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cron_restart: Option<String>,
+    /// It is restarted when files change: `true` for those below `cwd`, or paths.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub watch: Watch,
+    /// Names or paths that it is not restarted for; absent: `.*` and `node_modules`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ignore_watch: Option<Patterns>,
+    /// How long no file must have changed before that restart.
+    #[serde(default = "watch_delay", skip_serializing_if = "is_watch_delay")]
+    pub watch_delay: Span,
     /// Exit codes after which it is not started again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stop_exit_codes: Vec<i32>,
@@ -245,6 +254,9 @@ impl Definition {
             restart_delay: None,
             exp_backoff_restart_delay: back_off(),
             cron_restart: None,
+            watch: Watch::No,
+            ignore_watch: None,
+            watch_delay: watch_delay(),
             stop_exit_codes: Vec::new(),
             kill_signal: KillSignal::Term,
             kill_timeout: kill_timeout(),
@@ -293,6 +305,14 @@ const fn min_uptime() -> Span {
 
 const fn back_off() -> Span {
     Span::millis(100)
+}
+
+const fn watch_delay() -> Span {
+    Span::millis(200)
+}
+
+fn is_watch_delay(span: &Span) -> bool {
+    *span == watch_delay()
 }
 
 const fn kill_timeout() -> Span {

@@ -59,7 +59,7 @@ pub enum EcosystemError {
 }
 
 /// Keys of PM2 that mean nothing here, and why.
-const LEFT_OUT: [(&str, &str); 20] = [
+const LEFT_OUT: [(&str, &str); 21] = [
     ("vizion", "no version control is looked at"),
     ("pmx", "there is no probe to load"),
     ("trace", "there is no probe to load"),
@@ -79,6 +79,7 @@ const LEFT_OUT: [(&str, &str); 20] = [
     ("username", "set user"),
     ("version", "the version of a package is not kept"),
     ("node_version", "the version of Node.js is not kept"),
+    ("watch_options", "directories are watched with inotify, links are not followed"),
     ("disable_trace", "there is no probe to load"),
 ];
 
@@ -209,7 +210,7 @@ fn make_absolute(app: &mut Map<String, Value>, directory: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::quantity::{Count, Ports};
+    use crate::process::quantity::{Count, Patterns, Ports, Span, Watch};
 
     fn read_in(text: &str, format: Format) -> Result<Ecosystem, String> {
         read(text, format, Path::new("/srv/app"), None).map_err(|error| error.to_string())
@@ -268,9 +269,12 @@ mod tests {
         assert_eq!((web.autorestart, web.autostart), (false, false));
         assert_eq!(web.env.keys().collect::<Vec<_>>(), ["A", "N"]);
         assert!(found.notes.iter().any(|note| note.starts_with("web: env holds")), "{:?}", found.notes);
-        let watching = item(0).replace(r#""watch":false"#, r#""watch":true"#);
-        let refused = read(&format!("[{watching}]"), Format::Json, Path::new("/"), None).expect_err("not there");
-        assert!(refused.to_string().contains("watch"), "{refused}");
+        let written = r#""watch":["lib"],"ignore_watch":["*.log"],"watch_delay":1000"#;
+        let watching = item(0).replace(r#""watch":false"#, written);
+        let found = read(&format!("[{watching}]"), Format::Json, Path::new("/"), None).expect("PM2's");
+        let app = &found.definitions[0];
+        assert_eq!((&app.watch, app.watch_delay), (&Watch::Paths(vec!["lib".into()]), Span::millis(1000)));
+        assert_eq!(app.ignore_watch, Some(Patterns(vec!["*.log".to_owned()])));
         assert_eq!(Format::of(Path::new("/srv/.pm2/dump.pm2")), Some(Format::Json));
     }
 

@@ -4,6 +4,7 @@
 pub mod fake;
 pub mod linux;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::definition::{Definition, KillSignal};
 use super::view::Exit;
+use super::watched::Rules;
 
 /// One process to be started.
 #[derive(Debug, Clone)]
@@ -97,6 +99,9 @@ pub trait Platform: Send + Sync + 'static {
     /// A running process.
     type Child: Clone + Send + Sync + 'static;
 
+    /// Files that are watched.
+    type Watch: Send + 'static;
+
     /// Looks whether `definition` could be started now, without doing it.
     fn check(&self, definition: &Definition) -> impl Future<Output = Result<(), StartError>> + Send;
 
@@ -132,6 +137,12 @@ pub trait Platform: Send + Sync + 'static {
 
     /// Everything that runs in cgroups of this agent.
     fn find(&self) -> impl Future<Output = Vec<Found<Self::Child>>> + Send;
+
+    /// Begins to watch files; what is ours is left out.
+    fn watch(&self, rules: Rules) -> impl Future<Output = Result<Self::Watch, String>> + Send;
+
+    /// Waits for a change and says where; a change that is under way when the future is dropped may go unseen.
+    fn change(&self, watch: &mut Self::Watch) -> impl Future<Output = Result<PathBuf, String>> + Send;
 
     /// Whether nothing listens on `port` of this host.
     fn is_port_free(&self, port: u16) -> bool;

@@ -3,6 +3,7 @@
 //! A number is milliseconds or bytes; text carries a unit. Both forms are accepted wherever a value of the kind is.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::de::{Deserializer, Error as _, Visitor};
@@ -226,6 +227,68 @@ impl<'de> Deserialize<'de> for Words {
     }
 }
 
+/// Whether and which files a process is restarted for: `true`, a path, or a list of them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(from = "WatchForm", into = "WatchForm")]
+pub enum Watch {
+    #[default]
+    No,
+    /// Its working directory.
+    Directory,
+    /// Below its working directory unless they are absolute.
+    Paths(Vec<PathBuf>),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged, expecting = "watch is true, a path, or a list of paths")]
+enum WatchForm {
+    Switch(bool),
+    One(PathBuf),
+    List(Vec<PathBuf>),
+}
+
+impl From<WatchForm> for Watch {
+    fn from(form: WatchForm) -> Self {
+        match form {
+            WatchForm::Switch(false) => Self::No,
+            WatchForm::Switch(true) => Self::Directory,
+            WatchForm::One(path) => Self::Paths(vec![path]),
+            WatchForm::List(paths) => Self::Paths(paths),
+        }
+    }
+}
+
+impl From<Watch> for WatchForm {
+    fn from(watch: Watch) -> Self {
+        match watch {
+            Watch::No => Self::Switch(false),
+            Watch::Directory => Self::Switch(true),
+            Watch::Paths(paths) => Self::List(paths),
+        }
+    }
+}
+
+/// Patterns of paths: one or a list.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(from = "PatternsForm")]
+pub struct Patterns(pub Vec<String>);
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "ignore_watch is a pattern or a list of patterns")]
+enum PatternsForm {
+    One(String),
+    List(Vec<String>),
+}
+
+impl From<PatternsForm> for Patterns {
+    fn from(form: PatternsForm) -> Self {
+        match form {
+            PatternsForm::One(pattern) => Self(vec![pattern]),
+            PatternsForm::List(patterns) => Self(patterns),
+        }
+    }
+}
+
 /// The words of `line`; quotes and backslashes keep what they enclose together.
 ///
 /// # Errors
@@ -290,6 +353,17 @@ mod tests {
         let range = Ports::Range { first: 3000, last: 3001 };
         assert_eq!([0, 1, 2].map(|index| range.of_instance(index).next()), [Some(3000), Some(3001), None]);
         assert_eq!(Ports::One(1).of_instance(1).next(), None);
+    }
+
+    #[test]
+    fn what_is_watched_is_a_switch_a_path_or_a_list() {
+        assert_eq!(read("false"), Ok(Watch::No));
+        assert_eq!(read("true"), Ok(Watch::Directory));
+        assert_eq!(read("\"lib\""), Ok(Watch::Paths(vec!["lib".into()])));
+        let two = Watch::Paths(vec!["a".into(), "b".into()]);
+        assert_eq!(read(&serde_json::to_string(&two).expect("written")), Ok(two));
+        assert!(read::<Watch>("7").is_err_and(|error| error.contains("a list of paths")));
+        assert_eq!(read("\"*.log\""), Ok(Patterns(vec!["*.log".to_owned()])));
     }
 
     #[test]

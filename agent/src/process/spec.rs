@@ -6,6 +6,7 @@ use super::definition::Definition;
 use super::health::Check;
 use super::quantity::{self, Count, Ports};
 use super::schedule::Schedule;
+use super::watched::Rules;
 
 /// The longest name; it is part of file and cgroup names.
 const NAME_BYTES: usize = 64;
@@ -113,6 +114,7 @@ impl Definition {
             Some(written) => Some(Schedule::parse(written).or_else(|why| refuse("cron_restart", why))?),
             None => None,
         };
+        Rules::of(&self)?;
         self.check_names_and_commands()?;
         Ok(Spec { definition: Arc::new(self), instances, check, schedule })
     }

@@ -16,6 +16,7 @@ mod rollout;
 mod sample;
 mod saved;
 mod scheduling;
+mod watching;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -89,6 +90,7 @@ pub(super) struct Supervisor<P: Platform> {
     rollouts: Rollouts,
     store: Store,
     sampling: sample::Sampling,
+    watches: watching::Watches,
     requests: mpsc::Receiver<Request>,
     snapshot: watch::Sender<Arc<Snapshot>>,
     events: broadcast::Sender<Event>,
@@ -104,6 +106,7 @@ enum Wake<C> {
     Done(Done<C>),
     Time,
     Watched,
+    FilesChanged(watching::Changed),
     Stop,
 }
 
@@ -121,6 +124,7 @@ impl<P: Platform> Supervisor<P> {
             rollouts: Rollouts::default(),
             store: Store::new(inputs.state_file),
             sampling: sample::Sampling::default(),
+            watches: watching::Watches::default(),
             requests: inputs.requests,
             snapshot: inputs.snapshot,
             events: inputs.events,
@@ -165,6 +169,7 @@ impl<P: Platform> Supervisor<P> {
         tokio::select! {
             request = self.requests.recv() => Wake::Request(request),
             Some(done) = self.pending.next() => Wake::Done(done),
+            Some(changed) = self.watches.changes.recv() => Wake::FilesChanged(changed),
             () = sleep => Wake::Time,
             () = watchers.changed.notified() => Wake::Watched,
             () = stop.requested() => Wake::Stop,
@@ -189,6 +194,7 @@ impl<P: Platform> Supervisor<P> {
             Wake::Done(done) => self.on_done(done, now),
             Wake::Time => self.on_time(now),
             Wake::Watched => self.sample_soon(),
+            Wake::FilesChanged(changed) => self.on_files_changed(changed, now),
         }
         false
     }

@@ -91,6 +91,8 @@ pub enum Reason {
     Health,
     /// `cron_restart`.
     Cron,
+    /// A file changed: `watch`.
+    Watch,
 }
 
 impl Reason {
@@ -102,6 +104,7 @@ impl Reason {
             Self::Memory => "memory",
             Self::Health => "health",
             Self::Cron => "cron",
+            Self::Watch => "watch",
         }
     }
 }
@@ -176,6 +179,8 @@ pub enum What {
     MemoryLimit,
     /// `cron_restart` has come.
     Scheduled,
+    /// A file that is watched has changed.
+    FilesChanged,
     Deleted,
 }
 
@@ -194,6 +199,7 @@ impl What {
             Self::HealthChanged => "health_changed",
             Self::MemoryLimit => "memory_limit_exceeded",
             Self::Scheduled => "cron_restart",
+            Self::FilesChanged => "watch",
             Self::Deleted => "deleted",
         }
     }

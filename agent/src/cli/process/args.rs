@@ -178,6 +178,13 @@ pub(in crate::cli) struct StartArgs {
     /// seconds, '0 30 4 * * *'
     #[arg(long, value_name = "CRON")]
     pub(super) cron_restart: Option<String>,
+    /// Restart it when a file below its working directory changes, or below PATH in there; may be given more than once
+    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true, default_missing_value = ".")]
+    pub(super) watch: Vec<PathBuf>,
+    /// A name or path that it is not restarted for, like '*.log' or lib/generated; may be given more than once [default: '.*'
+    /// and node_modules]
+    #[arg(long, value_name = "GLOB", requires = "watch")]
+    pub(super) ignore_watch: Vec<String>,
     /// Do not start it again when it ends
     #[arg(long)]
     pub(super) no_autorestart: bool,
@@ -210,7 +217,7 @@ impl StartArgs {
         let texts =
             [&self.name, &self.instances, &self.port, &self.interpreter, &self.namespace, &self.user, &self.group];
         texts.iter().any(|text| text.is_some())
-            || !(self.arguments.is_empty() && self.env.is_empty())
+            || !(self.arguments.is_empty() && self.env.is_empty() && self.watch.is_empty())
             || self.cwd.is_some()
             || self.env_file.is_some()
             || self.health_check_url.is_some()

@@ -108,6 +108,7 @@ fn definition(args: &StartArgs) -> Result<Value, Failure> {
     if let Some(file) = &args.env_file {
         definition["env_file"] = Value::from(absolute(file));
     }
+    add_watch(&mut definition, args);
     if let Some(url) = &args.health_check_url {
         definition["health_check"] = json!({ "check_type": "http", "url": url });
     }
@@ -115,6 +116,19 @@ fn definition(args: &StartArgs) -> Result<Value, Failure> {
         definition["max_restarts"] = Value::from(count);
     }
     Ok(definition)
+}
+
+/// `--watch` alone is about the working directory.
+fn add_watch(definition: &mut Value, args: &StartArgs) {
+    let paths: Vec<&Path> = args.watch.iter().map(|path| path.as_path()).collect();
+    match paths[..] {
+        [] => return,
+        [one] if one == Path::new(".") => definition["watch"] = true.into(),
+        _ => definition["watch"] = paths.iter().map(|path| path.display().to_string()).collect(),
+    }
+    if !args.ignore_watch.is_empty() {
+        definition["ignore_watch"] = args.ignore_watch.iter().map(String::as_str).collect();
+    }
 }
 
 /// The name of the program or script, without directory and ending.
@@ -178,6 +192,26 @@ mod tests {
         for (script, name) in cases {
             assert_eq!(name_of(script), name);
         }
+    }
+
+    #[test]
+    fn watch_alone_is_about_the_working_directory() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: StartArgs,
+        }
+        let watched = |words: &[&str]| {
+            let line = <Line as clap::Parser>::parse_from([&["start"], words].concat());
+            let mut definition = json!({});
+            add_watch(&mut definition, &line.args);
+            (line.args.script, definition)
+        };
+        let app = || "app.js".to_owned();
+        assert_eq!(watched(&["--watch", "app.js"]), (app(), json!({ "watch": true })));
+        assert_eq!(watched(&["app.js"]), (app(), json!({})));
+        let given = ["app.js", "--watch=lib", "--watch=a.json", "--ignore-watch", "*.log"];
+        assert_eq!(watched(&given), (app(), json!({ "watch": ["lib", "a.json"], "ignore_watch": ["*.log"] })));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 const MARK: &str = "pm_exec_path";
 
 /// What PM2 keeps as the user wrote it, and the key it has in a definition.
-const KEPT: [(&str, &str); 21] = [
+const KEPT: [(&str, &str); 23] = [
     ("name", "name"),
     ("namespace", "namespace"),
     (MARK, "script"),
@@ -27,9 +27,10 @@ const KEPT: [(&str, &str); 21] = [
     ("max_memory_restart", "max_memory_restart"),
     ("uid", "user"),
     ("gid", "group"),
-    // Where they ask for something that is not here, they are refused by name like in any other file.
     ("cron_restart", "cron_restart"),
     ("watch", "watch"),
+    ("ignore_watch", "ignore_watch"),
+    ("watch_delay", "watch_delay"),
 ];
 
 /// Variables of a session or of PM2 that no program is meant to get.

@@ -1,14 +1,16 @@
 //! A host in memory: processes that live until a test ends them, in cgroups that can hold more than the main one.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use super::{Found, Launch, Place, Platform, Purpose, Record, StartError, Usage};
 use crate::process::definition::{Definition, KillSignal};
 use crate::process::view::Exit;
+use crate::process::watched::Rules;
 
 /// The host; clones share it.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +36,10 @@ struct State {
     failing: Vec<String>,
     /// When the clock began.
     clock: Option<tokio::time::Instant>,
+    /// Files that change, for those who watch.
+    changes: Option<broadcast::Sender<PathBuf>>,
+    /// Why no file can be watched.
+    blind: Option<String>,
 }
 
 #[derive(Debug)]
@@ -102,6 +108,16 @@ impl Fake {
         });
     }
 
+    /// A file changes; returns how many watch it.
+    pub fn touch(&self, path: &str) -> usize {
+        self.with(|state| state.changes.as_ref().map_or(0, |changes| changes.send(path.into()).unwrap_or(0)))
+    }
+
+    /// From now on no file can be watched.
+    pub fn blind(&self, why: &str) {
+        self.with(|state| state.blind = Some(why.to_owned()));
+    }
+
     /// Somebody else listens on `port`.
     pub fn use_port(&self, port: u16) {
         self.with(|state| state.used_ports.push(port));
@@ -115,6 +131,7 @@ impl Fake {
 
 impl Platform for Fake {
     type Child = Child;
+    type Watch = broadcast::Receiver<PathBuf>;
 
     async fn check(&self, _definition: &Definition) -> Result<(), StartError> {
         self.with(|state| state.refuse.clone().map_or(Ok(()), Err))
@@ -183,6 +200,17 @@ impl Platform for Fake {
             };
             state.running.iter().map(found).collect()
         })
+    }
+
+    async fn watch(&self, _rules: Rules) -> Result<Self::Watch, String> {
+        self.with(|state| match &state.blind {
+            Some(why) => Err(why.clone()),
+            None => Ok(state.changes.get_or_insert_with(|| broadcast::Sender::new(64)).subscribe()),
+        })
+    }
+
+    async fn change(&self, watch: &mut Self::Watch) -> Result<PathBuf, String> {
+        watch.recv().await.map_err(|error| error.to_string())
     }
 
     fn is_port_free(&self, port: u16) -> bool {

@@ -7,6 +7,7 @@ mod environment;
 mod limits;
 mod program;
 mod usage;
+mod watch;
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -30,6 +31,7 @@ use crate::process::logs::client::{Launcher, LogKeeper};
 use crate::process::logs::protocol::Target;
 use crate::process::quantity::Words;
 use crate::process::view::Exit;
+use crate::process::watched::Rules;
 use crate::sys::cgroup::{self, Hierarchies};
 use crate::sys::{pidfd, spawn};
 
@@ -53,6 +55,8 @@ struct Shared {
     /// `weft/<instance>`, below every hierarchy.
     root: PathBuf,
     fifos: PathBuf,
+    /// Directories of the agent, where no change is anybody's but ours.
+    own: [PathBuf; 2],
     logs: LogKeeper,
     log_policy: LogPolicy,
 }
@@ -116,13 +120,13 @@ pub enum HostError {
 }
 
 impl Linux {
-    /// Makes the directories of `instance`.
+    /// Makes the directories of `instance` in `run_dir`; changes there and in `state_dir` are never anybody's but ours.
     ///
     /// # Errors
     /// There is no cgroup2, or a directory cannot be made.
     pub fn prepare(
         instance: &InstanceName,
-        run_dir: &Path,
+        [run_dir, state_dir]: [PathBuf; 2],
         logs: LogKeeper,
         log_policy: LogPolicy,
     ) -> Result<Self, HostError> {
@@ -133,7 +137,8 @@ impl Linux {
         let proc = Path::new("/proc/self/mountinfo");
         let hierarchies = Hierarchies::find().map_err(prepare(proc))?.ok_or(HostError::NoCgroup)?;
         let root = Path::new("weft").join(instance.as_str());
-        let shared = Shared { fifos: run_dir.join("process"), root, hierarchies, logs, log_policy };
+        let (fifos, own) = (run_dir.join("process"), [run_dir, state_dir]);
+        let shared = Shared { fifos, own, root, hierarchies, logs, log_policy };
         let unified = shared.unified();
         cgroup::create(&unified).map_err(prepare(&unified))?;
         limits::delegate(&shared.hierarchies, &shared.root);
@@ -424,9 +429,13 @@ fn refused(error: &spawn::SpawnError, program: &program::Program, directory: &Pa
 
 impl Platform for Linux {
     type Child = Child;
+    type Watch = watch::Watch;
 
     async fn check(&self, definition: &Definition) -> Result<(), StartError> {
         let definition = definition.clone();
+        if let Some(rules) = Rules::of(&definition).ok().flatten() {
+            self.watch(rules).await.map_err(|why| StartError { why, permanent: true })?;
+        }
         blocking(move || {
             let account = program::account(&definition)?;
             let environment = environment::of_definition(&definition, &account)?;
@@ -534,6 +543,18 @@ impl Platform for Linux {
         let entries = fs::read_dir(shared.unified()).into_iter().flatten().flatten();
         let places = entries.filter_map(|entry| Place::parse(entry.file_name().to_str()?));
         places.filter_map(|place| shared.find_one(place)).collect()
+    }
+
+    async fn watch(&self, rules: Rules) -> Result<watch::Watch, String> {
+        let rules = self.shared.own.iter().fold(rules, |rules, own| rules.without(own));
+        match tokio::task::spawn_blocking(|| watch::Watch::open(rules)).await {
+            Ok(opened) => opened,
+            Err(_ending) => Err("the agent is stopping".to_owned()),
+        }
+    }
+
+    async fn change(&self, watch: &mut watch::Watch) -> Result<PathBuf, String> {
+        watch.change().await
     }
 
     fn is_port_free(&self, port: u16) -> bool {

@@ -50,7 +50,7 @@ impl<P: Platform> Supervisor<P> {
             };
             let name = spec.definition.name.clone();
             let (fingerprint, origin) = (fingerprint(&spec), process.origin);
-            let restored = Process { fingerprint, origin, created, ids: Vec::new(), spec };
+            let restored = Process { fingerprint, origin, created, watch_error: None, ids: Vec::new(), spec };
             self.processes.insert(name.as_str().into(), restored);
             self.grow_as_saved(&name, &process.instances);
         }
@@ -80,6 +80,7 @@ impl<P: Platform> Supervisor<P> {
             self.schedule(id);
             self.touched.insert(id);
         }
+        self.keep_watch(name);
         let highest = self.instances.keys().next_back().map_or(0, |id| id + 1);
         self.next_id = next.max(highest);
     }

@@ -16,6 +16,8 @@ pub(super) struct Process {
     pub(super) fingerprint: u64,
     pub(super) origin: Origin,
     pub(super) created: SystemTime,
+    /// Why its files are not watched though they should be.
+    pub(super) watch_error: Option<Arc<str>>,
     /// By index.
     pub(super) ids: Vec<u32>,
 }

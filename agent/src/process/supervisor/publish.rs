@@ -61,6 +61,7 @@ impl<P: Platform> Supervisor<P> {
                 tracing::info!(process = %instance.name, exit = ?instance.last_exit, "a process ended");
             }
             What::Started => tracing::info!(process = %instance.name, pid = instance.pid, "a process was started"),
+            What::FilesChanged => tracing::info!(process = %instance.name, "watch: a process is restarted"),
             What::Scheduled => tracing::info!(process = %instance.name, "cron_restart: a process is restarted"),
             What::Created
             | What::Online
@@ -107,7 +108,7 @@ fn view<C>(instance: &Instance<C>, process: &Process, logs: &LogPolicy, version:
         restart_reason: instance.machine.reason(),
         next_restart: instance.alarm.as_ref().map(Alarm::next),
         last_exit: instance.last_exit,
-        error: instance.error.clone(),
+        error: instance.error.clone().or_else(|| process.watch_error.clone()),
         next_start: wait.map(|at| SystemTime::now() + at.saturating_duration_since(clock())),
         definition: Arc::clone(definition),
         out_log: shared(old.map(|old| &old.out_log), &out),

@@ -178,7 +178,8 @@ impl<P: Platform> Supervisor<P> {
     pub(super) fn add(&mut self, spec: Spec, origin: Origin) {
         let name: Arc<str> = spec.definition.name.as_str().into();
         let fingerprint = fingerprint(&spec);
-        let process = Process { fingerprint, origin, created: SystemTime::now(), ids: Vec::new(), spec };
+        let process =
+            Process { fingerprint, origin, created: SystemTime::now(), watch_error: None, ids: Vec::new(), spec };
         self.processes.insert(Arc::clone(&name), process);
         self.grow(&name);
         self.store.changed();
@@ -201,6 +202,7 @@ impl<P: Platform> Supervisor<P> {
             self.touched.insert(*id);
             self.announce(*id, What::Created);
         }
+        self.keep_watch(name);
         made
     }
 
@@ -259,6 +261,7 @@ impl<P: Platform> Supervisor<P> {
             self.store.changed();
             self.schedule(id);
         }
+        self.keep_watch_of(id);
     }
 
     fn restart(&mut self, target: &Target, change: Change, now: Instant) -> Result<Vec<u32>, Error> {
@@ -335,6 +338,7 @@ impl<P: Platform> Supervisor<P> {
             instance.wanted = false;
         }
         self.schedule(id);
+        self.keep_watch_of(id);
         self.feed(id, Input::Stop, now);
     }
 

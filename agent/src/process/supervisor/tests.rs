@@ -10,7 +10,7 @@ use crate::process::error::Error;
 use crate::process::handle::{Change, Handle, Scale, Shared, Target};
 use crate::process::logs::client::LogKeeper;
 use crate::process::platform::fake::Fake;
-use crate::process::quantity::{Count, Ports, Span};
+use crate::process::quantity::{Count, Ports, Span, Watch};
 use crate::process::view::{HealthStatus, Reason, Status};
 
 /// A supervisor over a fake host; its list is in a directory of its own.
@@ -434,4 +434,83 @@ async fn the_next_agent_keeps_to_the_calendar_and_makes_up_for_nothing() {
     world.until(&[("web", Status::Online)]).await;
     assert_eq!(world.handle.snapshot().processes[0].next_restart, before);
     assert_eq!(world.host.starts().len(), 1);
+}
+
+fn watching(name: &str) -> Definition {
+    let cwd = Some("/srv/app".into());
+    Definition { watch: Watch::Directory, cwd, ..definition(name) }
+}
+
+/// Touches a file until somebody watches it: the watch is opened beside the start.
+async fn touch(world: &World, path: &str) {
+    while world.host.touch(path) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Waits until the only process has another `error`.
+async fn until_error(world: &World, expected: Option<&str>) {
+    let mut changes = world.handle.changes();
+    let is_so = |snapshot: &Arc<Snapshot>| match (snapshot.processes[0].error.as_deref(), expected) {
+        (Some(error), Some(expected)) => error.contains(expected),
+        (error, expected) => error == expected,
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(60), changes.wait_for(is_so)).await;
+    assert!(waited.is_ok(), "{expected:?} never came; there is {:?}", world.handle.snapshot());
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_changes_of_files_are_one_restart_and_none_while_it_is_stopped() {
+    let world = World::new();
+    world.handle.create(watching("web")).await.expect("created");
+    world.until(&[("web", Status::Online)]).await;
+    touch(&world, "/srv/app/a.js").await;
+    for _ in 0..10 {
+        world.host.touch("/srv/app/b.js");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let mut changes = world.handle.changes();
+    let renewed = |snapshot: &Arc<Snapshot>| snapshot.processes[0].restarts > 0 && snapshot.processes[0].pid.is_some();
+    let view = Arc::clone(&changes.wait_for(renewed).await.expect("it runs").processes[0]);
+    assert_eq!((view.restart_reason, view.restarts), (Some(Reason::Watch), 1));
+    assert_eq!(world.host.running(), ["web@0.2"]);
+    world.handle.stop(&named("web")).await.expect("stopped");
+    while world.host.touch("/srv/app/a.js") > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    world.handle.start(&named("web")).await.expect("started");
+    touch(&world, "/srv/app/a.js").await;
+    changes.wait_for(|snapshot| snapshot.processes[0].restarts == 2).await.map(drop).expect("restarted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_changes_its_own_files_is_not_restarted_for_ever() {
+    let world = World::new();
+    world.handle.create(watching("web")).await.expect("created");
+    world.until(&[("web", Status::Online)]).await;
+    for restarts in 1..=20 {
+        touch(&world, "/srv/app/cache.db").await;
+        let mut changes = world.handle.changes();
+        let renewed = |snapshot: &Arc<Snapshot>| {
+            snapshot.processes[0].restarts == restarts && snapshot.processes[0].status == Status::Online
+        };
+        changes.wait_for(renewed).await.map(drop).expect("restarted");
+    }
+    touch(&world, "/srv/app/cache.db").await;
+    until_error(&world, Some("now for /srv/app/cache.db")).await;
+    assert_eq!(world.handle.snapshot().processes[0].status, Status::Online, "it goes on running");
+    world.handle.restart(&named("web"), Change::default()).await.expect("restarted");
+    until_error(&world, None).await;
+    touch(&world, "/srv/app/a.js").await;
+    let mut changes = world.handle.changes();
+    changes.wait_for(|snapshot| snapshot.processes[0].restarts == 22).await.map(drop).expect("it is watched again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_that_cannot_be_watched_are_told_and_the_process_runs() {
+    let world = World::new();
+    world.host.blind("watch: the kernel takes no more");
+    world.handle.create(watching("web")).await.expect("the fake host checks nothing");
+    until_error(&world, Some("the kernel takes no more")).await;
+    world.until(&[("web", Status::Online)]).await;
 }
