@@ -194,6 +194,9 @@ pub struct Limits {
     /// Open files of each process (`RLIMIT_NOFILE`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_files: Option<u64>,
+    /// Memory that each process may lock (`RLIMIT_MEMLOCK`); absent: 8 MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locked_memory: Option<Size>,
 }
 
 /// What a process may not do.

@@ -39,6 +39,7 @@ fn a_process_its_hooks_its_checks_and_the_log_keeper_get_nothing_of_the_agent() 
     }
     let host = NetNs::new().expect("a namespace");
     let tables = "[process.web]\nscript = \"sleep 1000\"\npre_start = \"env\"\npost_stop = \"env\"\n\
+                  limits = { locked_memory = \"64K\" }\n\
                   health_check = { check_type = \"script\", script = \"sh -c 'env > checked.new; mv checked.new checked'\", \
                   interval = \"200ms\" }\n";
     let settings = Settings::new("alpha").expect("keys").addresses(&["10.80.0.1/24"]);
@@ -68,6 +69,8 @@ fn a_process_its_hooks_its_checks_and_the_log_keeper_get_nothing_of_the_agent() 
     let limits = fs::read_to_string(format!("/proc/{main}/limits")).expect("alive");
     let open_files = limits.lines().find(|line| line.starts_with("Max open files")).expect("the kernel writes it");
     assert_eq!(open_files.split_whitespace().nth(3), Some("1024"), "{open_files}");
+    let locked = limits.lines().find(|line| line.starts_with("Max locked memory")).expect("the kernel writes it");
+    assert_eq!(locked.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["65536", "65536"], "{locked}");
     agent.cli_text(&["stop", "web"]).expect("stopped");
     let written = || agent.cli_text(&["logs", "web", "--raw", "--lines", "1000"]).expect("kept");
     eventually(DEADLINE, "both hooks", || written().matches("WEFT_PROCESS=web").count() == 2).expect("written");

@@ -113,6 +113,9 @@ pub(super) fn remove(hierarchies: &Hierarchies, root: &Path, place: &Place) {
 /// Open files where a definition says nothing: what select(2) can take, and what a program that knows better may raise.
 const OPEN_FILES: u64 = 1024;
 
+/// Locked memory where a definition says nothing: what the kernel gives who says nothing. The agent's own is what its maps take.
+const LOCKED_BYTES: u64 = 8 * 1024 * 1024;
+
 /// The limits of setrlimit(2): resource, soft, hard.
 pub(super) fn resources(limits: &Limits) -> Vec<(u32, u64, u64)> {
     let open_files = match limits.open_files {
@@ -120,5 +123,27 @@ pub(super) fn resources(limits: &Limits) -> Vec<(u32, u64, u64)> {
         // The agent raised its own soft limit to the hard one, which stays what the service manager gave.
         None => getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_soft, hard)| (OPEN_FILES.min(hard), hard)),
     };
-    open_files.map(|(soft, hard)| (nix::libc::RLIMIT_NOFILE, soft, hard)).into_iter().collect()
+    let locked = match limits.locked_memory {
+        Some(bytes) => Some(bytes.0),
+        None => getrlimit(Resource::RLIMIT_MEMLOCK).ok().map(|(_soft, hard)| locked_by_default(hard)),
+    };
+    let open_files = open_files.map(|(soft, hard)| (nix::libc::RLIMIT_NOFILE, soft, hard));
+    let locked = locked.map(|bytes| (nix::libc::RLIMIT_MEMLOCK, bytes, bytes));
+    open_files.into_iter().chain(locked).collect()
+}
+
+/// Of an agent that may lock `hard` bytes itself.
+fn locked_by_default(hard: u64) -> u64 {
+    LOCKED_BYTES.min(hard)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_unit_gives_the_agent_to_lock_is_not_handed_on() {
+        assert_eq!(locked_by_default(u64::MAX), 8 << 20);
+        assert_eq!(locked_by_default(65536), 65536, "nobody gets more than there is");
+    }
 }
