@@ -138,3 +138,27 @@ fn processes_of_the_configuration_are_there_and_follow_it() {
     assert!(agent.cli_text(&["reload"]).expect("taken").contains("process job removed"));
     eventually(DEADLINE, "none", || members(&agent, "job").is_empty()).expect("removed");
 }
+
+#[test]
+fn a_list_that_is_watched_shows_what_happens() {
+    if !gate::root_and(&["wg", "ip", "nsenter"]) {
+        return;
+    }
+    let host = NetNs::new().expect("a namespace");
+    let agent = start(&host);
+    agent.cli_text(&["start", "sleep 1000", "--name", "web"]).expect("started");
+    agent.cli_text(&["start", "sleep 1000", "--name", "other"]).expect("started");
+    let mut objects = agent.cli_running(&["ps", "web", "--watch", "--json"]).expect("started");
+    let mut tables = agent.cli_running(&["ps", "web", "--watch"]).expect("started");
+    objects.wait_for_log("\"online\"", DEADLINE).expect("it is shown");
+    tables.wait_for_log(" online ", DEADLINE).expect("it is shown");
+    agent.cli_text(&["stop", "web"]).expect("stopped");
+    objects.wait_for_log("\"stopped\"", DEADLINE).expect("it is shown");
+    tables.wait_for_log(" stopped ", DEADLINE).expect("it is shown");
+    assert!(objects.stop().expect("it ends").success() && tables.stop().expect("it ends").success());
+    for line in objects.log().lines() {
+        let list: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert_eq!(list["processes"][0]["name"], "web");
+        assert_eq!(list["processes"].as_array().map(Vec::len), Some(1), "the other is not asked for");
+    }
+}

@@ -14,6 +14,7 @@
 //! | [`content`] | bodies and queries |
 //! | [`endpoints`], [`processes`] | what each path does |
 //! | [`list`] | the list of processes, written once for each state of it |
+//! | [`pm2`] | the same in the shape of `pm2 jlist` |
 //! | [`live`] | WebSocket subscribers |
 //! | [`page`] | the page at `/` |
 //! | [`redact`] | what of an environment is shown |
@@ -39,6 +40,7 @@ mod listener;
 mod live;
 mod openapi;
 mod page;
+mod pm2;
 mod problem;
 mod processes;
 mod redact;

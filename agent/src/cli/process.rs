@@ -2,6 +2,7 @@
 
 mod args;
 mod files;
+mod live;
 mod logs;
 mod show;
 mod start;
@@ -29,10 +30,17 @@ pub(super) fn keep_logs(run_dir: &std::path::Path) -> Result<Exit, Failure> {
 }
 
 pub(super) async fn ps(client: &Client, args: &PsArgs) -> Result<Exit, Failure> {
-    let list: List = client.get("/process").await?;
-    let list = List { processes: list.processes.into_iter().filter(|item| args.wants(item)).collect(), ..list };
-    print(&list, args.json)?;
+    if args.watch {
+        return live::run(client, args).await;
+    }
+    print(&listed(client, args).await?, args.json)?;
     Ok(Exit::Ok)
+}
+
+/// Those that `args` want.
+async fn listed(client: &Client, args: &PsArgs) -> Result<List, Failure> {
+    let list: List = client.get("/process").await?;
+    Ok(List { processes: list.processes.into_iter().filter(|item| args.wants(item)).collect(), ..list })
 }
 
 fn print(list: &List, json: bool) -> Result<(), Failure> {

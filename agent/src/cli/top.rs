@@ -1,7 +1,7 @@
 //! `weft top`: rates from the difference of two samples of the counters.
 
 mod rates;
-mod screen;
+pub(super) mod screen;
 
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;

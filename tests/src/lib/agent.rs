@@ -288,6 +288,17 @@ impl<'a> TestAgent<'a> {
         command.output().with_context(|| format!("failed to run weft {args:?}"))
     }
 
+    /// Starts `weft ARGS`, which goes on until it is ended; what it writes is in its log.
+    ///
+    /// # Errors
+    /// The program could not be started.
+    pub fn cli_running(&self, args: &[&str]) -> Result<Process> {
+        let (verb, rest) = args.split_first().context("no command")?;
+        let mut command = self.host.command(&self.binary);
+        command.arg("--config").arg(self.config_file()).arg(verb).args(rest);
+        Process::spawn("weft", command)
+    }
+
     /// Runs `weft ARGS`, which must succeed, and returns its standard output.
     ///
     /// # Errors

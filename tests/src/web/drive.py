@@ -64,6 +64,10 @@ try:
     one = "/api/processes/{name_or_id}"
     for path in ["/api/processes", "/api/system", "/api/status", "/health/live", "/health/ready"]:
         ask("GET", path)
+    [item] = ask("GET", "/api/processes", params={"format": "pm2"}).json()
+    assert item["name"] == "new-api" and item["pm2_env"]["status"] == "online" and item["pid"] > 0, item
+    assert ask("GET", "/api/processes", params={"format": "pm2", "namespace": "other"}).json() == []
+    assert ask("GET", "/api/processes", params={"format": "xml"}).status_code == 400
     ask("GET", "/", headers={"Accept": "application/json"})
     ask("GET", one, "new-api")
     ask("GET", one + "/health", "new-api")

@@ -11,7 +11,7 @@ use super::access::Grant;
 use super::connection::Asked;
 use super::list::{self, Entry};
 use super::problem::{Code, Problem};
-use super::{answer, content, redact, system};
+use super::{answer, content, pm2, redact, system};
 use crate::api::body::Body;
 use crate::foundation::error::chain;
 use crate::foundation::rfc3339;
@@ -77,9 +77,25 @@ fn handle<'a>(asked: &Asked<'a>) -> &'a Handle {
     &asked.site.sources.process
 }
 
-/// `GET /api/processes`; with `namespace=NAME` only those of one.
+/// `GET /api/processes`; with `namespace=NAME` only those of one, with `format=pm2` in the shape of `pm2 jlist`.
 pub(super) async fn list(asked: &Asked<'_>) -> Answer {
-    if let Some(namespace) = content::value(asked.head.uri.query(), "namespace")? {
+    let namespace = content::value(asked.head.uri.query(), "namespace")?;
+    match content::value(asked.head.uri.query(), "format")?.as_deref() {
+        None => {}
+        Some("pm2") => {
+            // Where nothing is supervised the list is empty, in this form as in the other.
+            handle(asked).sample().await.ok();
+            let snapshot = handle(asked).snapshot();
+            let is_meant = |view: &&Arc<View>| namespace.as_ref().is_none_or(|name| *view.namespace == **name);
+            let views: Vec<&Arc<View>> = snapshot.processes.iter().filter(is_meant).collect();
+            return Ok(answer::json(StatusCode::OK, &pm2::list(&views)));
+        }
+        Some(other) => {
+            let text = format!("format is {other:?}; it is pm2, or left away");
+            return Err(Problem::new(Code::InvalidRequest, text).with("parameter", "format"));
+        }
+    }
+    if let Some(namespace) = namespace {
         let snapshot = handle(asked).snapshot();
         let is_meant = |view: &&Arc<View>| *view.namespace == *namespace;
         let now = SystemTime::now();

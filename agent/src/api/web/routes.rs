@@ -132,8 +132,14 @@ const LOG_QUERY: &[Parameter] = &[
         about: "Which output",
     },
 ];
-const NAMESPACE: &[Parameter] =
-    &[Parameter { name: "namespace", schema: r#"{"type":"string"}"#, about: "Only those of this namespace" }];
+const LIST_QUERY: &[Parameter] = &[
+    Parameter { name: "namespace", schema: r#"{"type":"string"}"#, about: "Only those of this namespace" },
+    Parameter {
+        name: "format",
+        schema: r#"{"type":"string","enum":["pm2"]}"#,
+        about: "The list of `pm2 jlist` instead",
+    },
+];
 const PURGE: &[Parameter] = &[Parameter {
     name: "purge",
     schema: r#"{"type":"boolean","default":false}"#,
@@ -143,8 +149,8 @@ const PURGE: &[Parameter] = &[Parameter {
 /// The table.
 pub(super) static ROUTES: &[Route] = &[
     Route {
-        query: NAMESPACE,
-        ..get("/api/processes", Access::Granted, Endpoint::List, Content::Json("Processes"), "All processes")
+        query: LIST_QUERY,
+        ..get("/api/processes", Access::Granted, Endpoint::List, Content::Json("AnyList"), "All processes")
     },
     Route {
         status: 201,

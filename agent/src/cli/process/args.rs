@@ -13,7 +13,10 @@ pub(in crate::cli) struct PsArgs {
     /// Only this namespace
     #[arg(long)]
     namespace: Option<String>,
-    /// Exact figures as JSON with a schema number
+    /// Show it again every second, in place on a terminal, else whenever it changed; Ctrl-C ends it
+    #[arg(long, short)]
+    pub(super) watch: bool,
+    /// Exact figures as JSON with a schema number; with --watch one list a line
     #[arg(long)]
     pub(in crate::cli) json: bool,
 }

@@ -1,4 +1,4 @@
-//! The terminal while `weft top` draws on it.
+//! The terminal while `weft top` or `weft ps --watch` draws on it.
 //!
 //! Invariant: however the command ends, the drop gives the terminal back as it was.
 
@@ -15,16 +15,16 @@ const CLEAR_REST_OF_LINE: &str = "\x1b[K";
 const CLEAR_REST_OF_SCREEN: &str = "\x1b[J";
 
 /// The screen while it is ours.
-pub(super) struct Screen;
+pub(in crate::cli) struct Screen;
 
 impl Screen {
-    pub(super) fn open() -> io::Result<Self> {
+    pub(in crate::cli) fn open() -> io::Result<Self> {
         output::print(OPEN)?;
         Ok(Self)
     }
 
     /// Shows `text`, as much as fits.
-    pub(super) fn draw(&mut self, text: &str) -> io::Result<()> {
+    pub(in crate::cli) fn draw(&mut self, text: &str) -> io::Result<()> {
         let rows = terminal::size(io::stdout()).map_or(24, |size| size.rows);
         output::print(&frame(text, rows))
     }
