@@ -1,5 +1,7 @@
 //! The pm3 API of a whole agent: curl and a WebSocket client in Python drive it, and the log is followed.
 
+mod attacks;
+
 use integration_tests::agent::{Settings, TestAgent};
 use integration_tests::gate;
 use integration_tests::netns::NetNs;

@@ -84,6 +84,16 @@ const PACKAGES: &[Package] = &[
         services: &["supervisor.service"],
         ..package(Group::Test, "supervisor", "supervisord", "the supervisor we compare with")
     },
+    Package {
+        services: &["nats-server.service"],
+        ..package(Group::Run, "nats-server", "nats-server", "the message bus, where bus.enabled")
+    },
+    Package {
+        services: &["ssh.socket", "ssh.service"],
+        ..package(Group::Test, "openssh-server", "sshd", "a forwarder before the gateway")
+    },
+    package(Group::Test, "openssh-client", "ssh", "the other end of that"),
+    package(Group::Test, "slirp4netns", "slirp4netns", "the network of a rootless container"),
     package(Group::Test, "systemd", "systemd-analyze", "checks the unit"),
     package(Group::Test, "qemu-system-x86", "qemu-system-x86_64", "guests with a distribution kernel"),
     package(Group::Test, "binutils", "objcopy", "the guests' kernel, unpacked"),
