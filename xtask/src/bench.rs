@@ -13,6 +13,7 @@ pub(crate) mod store;
 pub(crate) mod process;
 pub(crate) mod tunnel;
 pub(crate) mod web;
+mod registry;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;

@@ -56,6 +56,14 @@ pub(crate) fn for_test() -> Result<()> {
     install(&missing(&[Group::Build, Group::Run, Group::Test])?)
 }
 
+/// Installs npm where there is none; some distributions have it in the package of node.
+pub(crate) fn for_npm() -> Result<()> {
+    match which("npm") {
+        Some(_) => Ok(()),
+        None => install(&missing(&[Group::Bench])?),
+    }
+}
+
 fn missing(groups: &[Group]) -> Result<Vec<Package>> {
     let distribution = distribution();
     let mut wanted = packages::of(groups);

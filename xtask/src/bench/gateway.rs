@@ -1,10 +1,11 @@
-//! Area `gateway`: the pm3 API against nginx, its two transports against each other, passing requests on, many connections,
-//! and what it costs to know who calls.
+//! Area `gateway`: the pm3 API against nginx, its two transports against each other, passing requests on
+//! to servers and to other nodes, many connections, and what it costs to know who calls.
 //!
 //! One core each: the server under test is kept on the first CPU, the load generator on the second. CPU per request is the
 //! figure that counts: requests per second on a busy machine tell of the scheduler more than of the server.
 
 mod callers;
+mod hop;
 mod load;
 mod owner;
 mod servers;
@@ -38,6 +39,7 @@ pub(crate) fn run(context: &Context) -> Result<Vec<Row>> {
     let host = NetNs::new()?;
     let mut rows = transports(&host, context)?;
     rows.extend(passing_on(&host, context)?);
+    rows.push(hop::run(context)?);
     rows.extend(many(&host, context)?);
     rows.extend(callers::run(&host, context)?);
     Ok(rows)

@@ -80,7 +80,7 @@ fn round(context: &Context) -> Result<Round> {
 }
 
 /// Joins, and gives the joiner's IPv4 address.
-fn join(member: &TestAgent<'_>, joiner: &TestAgent<'_>) -> Result<String> {
+pub(super) fn join(member: &TestAgent<'_>, joiner: &TestAgent<'_>) -> Result<String> {
     let made = member.cli_json(&["token", "create"])?;
     let token = made["token"].as_str().context("no token was made")?;
     let joined = joiner.cli_json(&["join", &Scenario::address(0), "--token", token])?;

@@ -1,5 +1,5 @@
-//! Area `web`: the web API with a hundred processes against nginx, which serves the same bytes from a file; many connections;
-//! many WebSocket subscribers.
+//! Area `web`: the web API with a hundred processes against nginx, which serves the same bytes from a file, and against
+//! PMDaemon, whose API it is; many connections; many WebSocket subscribers.
 //!
 //! One core each: the server under test is kept on the first CPU, the load generator on the second. CPU per request is the
 //! figure that counts: requests per second on a busy machine tell of the scheduler more than of the server.
@@ -20,6 +20,9 @@ use super::{Context, Row, Target, median};
 const WEB: &str = "127.0.0.1:9615";
 const LIST: &str = "/api/processes";
 const PROCESSES: usize = 100;
+/// The key of PMDaemon's web server, which has none without.
+const KEY: &str = "bench";
+const ACCEPT: &str = "Accept: application/json";
 /// Connections that ask in lock-step.
 const CONNECTIONS: usize = 64;
 const MANY: usize = 10_000;
@@ -52,29 +55,40 @@ fn list(host: &NetNs, context: &Context, agent: &mut TestAgent<'_>) -> Result<Ve
     let body = host.run(&["curl", "-sS", &format!("http://{WEB}{LIST}")])?;
     ensure!(body.contains(&format!("\"total\":{PROCESSES}")), "there are not {PROCESSES} processes: {body}");
     let nginx = servers::nginx(host, LIST, &body)?;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let pmdaemon = servers::pmdaemon(host, KEY)?;
+    let (mut ours, mut of_nginx, mut of_pmdaemon) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..context.rounds {
-        theirs.push(measure(host, context, &nginx.address, nginx.process.pid())?);
-        ours.push(measure(host, context, WEB, pid)?);
+        of_nginx.push(measure(host, context, (&nginx.address, nginx.process.pid()), ACCEPT)?);
+        ours.push(measure(host, context, (WEB, pid), ACCEPT)?);
+        let address = (pmdaemon.address.as_str(), pmdaemon.process.pid());
+        of_pmdaemon.push(measure(host, context, address, &format!("X-API-Key: {KEY}"))?);
     }
-    let row = |what: &str, unit, figure: fn(&Sample) -> f64, target| Row {
-        what: format!("GET {LIST}, {PROCESSES} processes, {} bytes, {CONNECTIONS} connections, {what}", body.len()),
+    let what = format!("GET {LIST}, {PROCESSES} processes, {} bytes, {CONNECTIONS} connections", body.len());
+    let row = |figured: &str, unit, figure: fn(&Sample) -> f64, others: (&str, &[Sample]), target| Row {
+        what: format!("{what}, {figured}"),
         unit,
         ours: median(ours.iter().map(figure).collect()),
-        alternative_name: "nginx, static file".to_owned(),
-        alternative: median(theirs.iter().map(figure).collect()),
+        alternative_name: others.0.to_owned(),
+        alternative: median(others.1.iter().map(figure).collect()),
         target,
     };
-    Ok(vec![
-        row("server CPU", "us", |sample| sample.cpu_micros, Target::AtMost(1.0)),
-        row("answered", "1/s", |sample| sample.per_second, Target::AtLeast(1.0)),
-    ])
+    let others = [("nginx, static file", of_nginx.as_slice()), ("pmdaemon", of_pmdaemon.as_slice())];
+    Ok(others
+        .into_iter()
+        .flat_map(|others| {
+            [
+                row("server CPU", "us", |sample| sample.cpu_micros, others, Target::AtMost(1.0)),
+                row("answered", "1/s", |sample| sample.per_second, others, Target::AtLeast(1.0)),
+            ]
+        })
+        .collect())
 }
 
-fn measure(host: &NetNs, context: &Context, address: &str, pid: u32) -> Result<Sample> {
+/// Loads the server of a process, with one header more.
+fn measure(host: &NetNs, context: &Context, (address, pid): (&str, u32), header: &str) -> Result<Sample> {
     let (connections, duration) = (format!("-c{CONNECTIONS}"), format!("-d{}s", context.seconds));
     let url = format!("http://{address}{LIST}");
-    let words = ["taskset", "--cpu-list", "1", "wrk", "-t1", &connections, &duration, &url];
+    let words = ["taskset", "--cpu-list", "1", "wrk", "-t1", &connections, &duration, "-H", header, &url];
     let before = cpu_seconds(pid)?;
     let report = host.run(&words)?;
     let used = cpu_seconds(pid)? - before;

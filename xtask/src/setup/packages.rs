@@ -15,6 +15,8 @@ pub(crate) enum Group {
     Run,
     /// The tests, the demo and the benches.
     Test,
+    /// The programs that a bench compares with and that no distribution has.
+    Bench,
     /// Rebuilding the BPF object.
     Ebpf,
 }
@@ -110,6 +112,7 @@ const PACKAGES: &[Package] = &[
     package(Group::Test, "node-axios", "", "the same"),
     Package { not_on: "ubuntu", ..package(Group::Test, "chromium", "chromium", "the web page in a real browser") },
     package(Group::Test, "wrk", "wrk", "HTTP load"),
+    package(Group::Bench, "npm", "npm", "installs PM2 for the bench"),
     package(Group::Test, "strace", "strace", "counts the system calls that write"),
 ];
 

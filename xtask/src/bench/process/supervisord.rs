@@ -1,6 +1,7 @@
 //! A supervisord of the bench's own.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,10 +10,13 @@ use integration_tests::process::Process;
 use integration_tests::wait::eventually;
 use tempfile::TempDir;
 
+use super::pen::Pen;
+
 /// It ends with the guard, and its programs with it.
 pub(super) struct Supervisord {
     process: Process,
     directory: TempDir,
+    pen: Pen,
 }
 
 impl Supervisord {
@@ -31,16 +35,21 @@ impl Supervisord {
             super::floods::COMMAND.replace('%', "%%"),
         );
         fs::write(directory.path().join("conf"), text)?;
-        let mut command = Command::new("supervisord");
+        let pen = Pen::new()?;
+        let mut command = pen.command(Path::new("supervisord"));
         command.arg("-c").arg(directory.path().join("conf"));
         let process = Process::spawn("supervisord", command)?;
         let socket = directory.path().join("sock");
         eventually(Duration::from_secs(30), "supervisord listens", || socket.exists())?;
-        Ok(Self { process, directory })
+        Ok(Self { process, directory, pen })
     }
 
     pub(super) fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    pub(super) fn pen(&self) -> &Pen {
+        &self.pen
     }
 
     /// Bytes that the flood has left in its log.

@@ -11,12 +11,14 @@ use integration_tests::process::Process;
 use integration_tests::wait::eventually;
 use tempfile::TempDir;
 
+use super::super::process::pmdaemon::PmDaemon;
 use super::{Context, LIST, PROCESSES, WEB};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Keeps what follows on the first CPU and replaces itself with it.
 const ON_FIRST_CPU: [&str; 3] = ["taskset", "--cpu-list", "0"];
 const NGINX: &str = "127.0.0.1:8082";
+const PMDAEMON_PORT: u16 = 19615;
 
 /// An agent that supervises [`PROCESSES`] sleeping processes.
 pub(super) fn agent<'a>(host: &'a NetNs, context: &Context) -> Result<TestAgent<'a>> {
@@ -37,6 +39,27 @@ pub(super) struct Nginx {
     pub(super) process: Process,
     pub(super) address: String,
     _directory: TempDir,
+}
+
+/// PMDaemon's web server over as many processes that it has started.
+pub(super) struct PmDaemonWeb {
+    pub(super) process: Process,
+    pub(super) address: String,
+    _started: PmDaemon,
+}
+
+pub(super) fn pmdaemon(host: &NetNs, key: &str) -> Result<PmDaemonWeb> {
+    let started = PmDaemon::new(PROCESSES)?;
+    started.start_all()?;
+    let mut command = host.command(ON_FIRST_CPU[0]);
+    command.args(&ON_FIRST_CPU[1..]);
+    let mut process = started.serve(command, PMDAEMON_PORT, key)?;
+    let address = format!("127.0.0.1:{PMDAEMON_PORT}");
+    let (header, url) = (format!("X-API-Key: {key}"), format!("http://{address}{LIST}"));
+    let online =
+        || host.run(&["curl", "-sS", "-H", &header, &url]).map(|text| text.matches("online").count()).unwrap_or(0);
+    process.wait_for("PMDaemon lists its processes", PATIENCE, || online() >= PROCESSES)?;
+    Ok(PmDaemonWeb { process, address, _started: started })
 }
 
 /// An nginx that serves `body` at `path` from a file that it keeps open, with the headers of the agent.
