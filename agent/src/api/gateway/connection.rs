@@ -228,6 +228,7 @@ impl Open {
             }
         }
         let open = Arc::clone(self);
+        let head = Box::new(head);
         self.later(async move {
             let answered = open.shared.hosts.answer(&host, visitor, head, body).await;
             // Who came with a signature learns what is wrong with that.
@@ -240,27 +241,27 @@ impl Open {
     }
 
     fn later(self: &Arc<Self>, answer: impl Future<Output = Answer> + Send + 'static) -> Answering {
-        let (open, running) = (Arc::clone(self), self.work.begin());
-        Answering::Later(Box::pin(async move {
-            let mut response = answer.await?;
-            open.shared.counts.answered(response.status());
-            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                open.work.upgraded();
+        Answering::Later { answer: Box::pin(answer), open: Arc::clone(self), running: Some(self.work.begin()) }
+    }
+
+    /// An answer that had to be waited for is there.
+    fn came(&self, response: &mut Response<Body>, running: Option<Running>) {
+        self.shared.counts.answered(response.status());
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            self.work.upgraded();
+        }
+        // A streamed answer is in work until its last byte.
+        match response.body_mut() {
+            Body::Whole(_) => {}
+            Body::Stream(stream) => {
+                let rest = std::mem::replace(stream, futures_util::stream::empty().boxed());
+                *stream = rest.inspect(move |_chunk| _ = &running).boxed();
             }
-            // A streamed answer is in work until its last byte.
-            match response.body_mut() {
-                Body::Whole(_) => {}
-                Body::Stream(stream) => {
-                    let rest = std::mem::replace(stream, futures_util::stream::empty().boxed());
-                    *stream = rest.inspect(move |_chunk| _ = &running).boxed();
-                }
-                Body::Other(other) => {
-                    let rest = std::mem::replace(other, Box::pin(Body::empty()));
-                    *other = Box::pin(Held { body: rest, _running: running });
-                }
+            Body::Other(other) => {
+                let rest = std::mem::replace(other, Box::pin(Body::empty()));
+                *other = Box::pin(Held { body: rest, _running: running });
             }
-            Ok(response)
-        }))
+        }
     }
 
     fn now(&self, answer: Answer) -> Answering {
@@ -463,7 +464,7 @@ fn lost(target: &str) -> Response<Body> {
 /// A body whose request is in work for as long as it lasts.
 struct Held {
     body: Pin<Box<dyn hyper::body::Body<Data = Bytes, Error = io::Error> + Send>>,
-    _running: Running,
+    _running: Option<Running>,
 }
 
 impl hyper::body::Body for Held {
@@ -509,7 +510,12 @@ impl Service<Request<Incoming>> for Answers {
 /// An answer that is there or comes.
 enum Answering {
     Now(Option<Answer>),
-    Later(BoxFuture<'static, Answer>),
+    /// In work until it is there.
+    Later {
+        answer: BoxFuture<'static, Answer>,
+        open: Arc<Open>,
+        running: Option<Running>,
+    },
 }
 
 impl Future for Answering {
@@ -519,7 +525,13 @@ impl Future for Answering {
         match &mut *self {
             // Whoever polls on after the end gets no second answer.
             Self::Now(answer) => answer.take().map_or(Poll::Pending, Poll::Ready),
-            Self::Later(later) => later.as_mut().poll(cx),
+            Self::Later { answer, open, running } => {
+                let mut answer = std::task::ready!(answer.as_mut().poll(cx));
+                if let Ok(response) = &mut answer {
+                    open.came(response, running.take());
+                }
+                Poll::Ready(answer)
+            }
         }
     }
 }

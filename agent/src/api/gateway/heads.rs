@@ -7,7 +7,13 @@ pub(super) const P_CALLER: HeaderName = HeaderName::from_static("p-caller");
 pub(super) const X_RAY: HeaderName = HeaderName::from_static("x-ray");
 pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Other ways to say where a request comes from.
-const CLAIMS: [&str; 5] = ["forwarded", "x-real-ip", "x-client-ip", "cf-connecting-ip", "true-client-ip"];
+const CLAIMS: [HeaderName; 5] = [
+    header::FORWARDED,
+    HeaderName::from_static("x-real-ip"),
+    HeaderName::from_static("x-client-ip"),
+    HeaderName::from_static("cf-connecting-ip"),
+    HeaderName::from_static("true-client-ip"),
+];
 const HOP_BY_HOP: [HeaderName; 6] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -44,7 +50,7 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
 
 /// Removes what a client says about where it comes from.
 pub(super) fn remove_claims(headers: &mut HeaderMap) {
-    for name in CLAIMS {
+    for name in &CLAIMS {
         headers.remove(name);
     }
 }

@@ -145,7 +145,7 @@ impl Hosts {
         &self,
         host: &Host,
         visitor: Visitor,
-        mut head: Parts,
+        mut head: Box<Parts>,
         body: Incoming,
     ) -> Result<Response<Body>, ApiError> {
         let path = match_path(head.uri.path())?;
@@ -188,9 +188,16 @@ impl Route {
         path.strip_prefix(self.path.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
-    async fn act(&self, path: &str, visitor: Visitor, head: Parts, body: Incoming) -> Result<Response<Body>, ApiError> {
+    async fn act(
+        &self,
+        path: &str,
+        visitor: Visitor,
+        head: Box<Parts>,
+        body: Incoming,
+    ) -> Result<Response<Body>, ApiError> {
         match &self.action {
-            Action::Files(files) => files.answer(&head, &path[self.path.len()..]).await,
+            // Boxed, so that what is passed on, which is nearly everything, is the size of what it needs itself.
+            Action::Files(files) => Box::pin(files.answer(&head, &path[self.path.len()..])).await,
             Action::Redirect { target, status } => redirect(target, *status, &head),
             Action::Proxy(pool) => {
                 let asked = if pool.spec.strips { stripped(&head, &self.path)? } else { whole(&head) };

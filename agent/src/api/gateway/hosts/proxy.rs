@@ -4,6 +4,9 @@
 //! 503 or 504, only where asking twice does no harm and there is no body that is gone. The time a server may take ends with
 //! the head of its answer: what streams after it is not cut.
 //!
+//! What a request keeps between two polls is copied when its task is made: heads travel in a box, and what is seldom done
+//! (connecting, upgrading) is boxed where it begins.
+//!
 //! Invariants: headers that belong to one connection end here (RFC 9110 section 7.6.1); what the client says about where it
 //! comes from is replaced by what we know.
 
@@ -49,7 +52,7 @@ pub(super) struct Client {
 /// Passes a request on; `path` is what the server is asked for.
 pub(super) async fn pass(
     pool: Arc<Pool>,
-    mut head: Parts,
+    mut head: Box<Parts>,
     body: Incoming,
     path: PathAndQuery,
     client: Client,
@@ -60,12 +63,14 @@ pub(super) async fn pass(
         head.headers.insert(name.clone(), value.clone());
     }
     if is_upgrade {
-        return upgrade(&pool, Request::from_parts(head, body), client).await;
+        return Box::pin(upgrade(&pool, Request::from_parts(*head, body), client)).await;
     }
     let (upload, uploaded) = Upload::new(body);
     let is_safe = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
-    let mut again = (is_safe && upload.is_nothing()).then(|| head.clone());
-    let mut request = Request::from_parts(head, upload);
+    // Only another server is asked again.
+    let has_more = pool.spec.attempts > 1 && pool.servers.len() > 1;
+    let mut again = (is_safe && has_more && upload.is_nothing()).then(|| head.clone());
+    let mut request = Box::new(Request::from_parts(*head, upload));
     let mut tried = Vec::new();
     loop {
         let Some(server) = pool.choose(client.address, &tried) else { return Err(nobody(&pool, &tried)) };
@@ -80,14 +85,14 @@ pub(super) async fn pass(
                 drop(back);
                 return Err(error);
             }
-            Attempt::Unsent(back, _) => request = *back,
+            Attempt::Unsent(back, _) => request = back,
             Attempt::Broken(error) if is_last || again.is_none() => return Err(error),
             Attempt::Answered(..) | Attempt::Broken(_) => {
                 let Some(head) = again.clone() else { return Err(nobody(&pool, &tried)) };
                 if tried.len() + 1 >= pool.spec.attempts as usize {
                     again = None;
                 }
-                request = Request::from_parts(head, Upload::Nothing);
+                request = Box::new(Request::from_parts(*head, Upload::Nothing));
             }
         }
     }
@@ -114,15 +119,19 @@ enum Attempt {
     TooLate(ApiError),
 }
 
-async fn attempt(pool: &Arc<Pool>, server: UnderWay, request: Request<Upload>, uploaded: &AtomicBool) -> Attempt {
-    let mut request = request;
+async fn attempt(
+    pool: &Arc<Pool>,
+    server: UnderWay,
+    mut request: Box<Request<Upload>>,
+    uploaded: &AtomicBool,
+) -> Attempt {
     let idle = std::future::poll_fn(|cx| Poll::Ready(server.take_idle(cx))).await;
     let mut link = match idle {
         Some(mut link) => match ask(pool, &mut link, request, uploaded).await {
             // The server closed it in the meantime: a fresh connection tells whether it is there.
             Asked::Unsent(back) => {
-                request = *back;
-                match Link::open(&server.server().address).await {
+                request = back;
+                match Box::pin(Link::open(&server.server().address)).await {
                     Ok(link) => link,
                     Err(error) => return unreachable(&server, request, &error),
                 }
@@ -131,7 +140,7 @@ async fn attempt(pool: &Arc<Pool>, server: UnderWay, request: Request<Upload>, u
                 return answered(pool, server, link, told).await;
             }
         },
-        None => match Link::open(&server.server().address).await {
+        None => match Box::pin(Link::open(&server.server().address)).await {
             Ok(link) => link,
             Err(error) => return unreachable(&server, request, &error),
         },
@@ -140,13 +149,10 @@ async fn attempt(pool: &Arc<Pool>, server: UnderWay, request: Request<Upload>, u
     answered(pool, server, link, asked).await
 }
 
-fn unreachable(server: &UnderWay, request: Request<Upload>, error: &io::Error) -> Attempt {
+fn unreachable(server: &UnderWay, request: Box<Request<Upload>>, error: &io::Error) -> Attempt {
     server.failed();
     tracing::debug!(server = server.server().address, %error, "a server cannot be reached");
-    Attempt::Unsent(
-        Box::new(request),
-        ApiError::new(ErrorCode::BadGateway, "the server of this route cannot be reached"),
-    )
+    Attempt::Unsent(request, ApiError::new(ErrorCode::BadGateway, "the server of this route cannot be reached"))
 }
 
 enum Asked {
@@ -156,8 +162,8 @@ enum Asked {
     TooLate,
 }
 
-async fn ask(pool: &Pool, link: &mut Link, request: Request<Upload>, uploaded: &AtomicBool) -> Asked {
-    let mut asking = std::pin::pin!(link.ask(request));
+async fn ask(pool: &Pool, link: &mut Link, request: Box<Request<Upload>>, uploaded: &AtomicBool) -> Asked {
+    let mut asking = std::pin::pin!(link.ask(*request));
     loop {
         let was_uploaded = uploaded.load(Ordering::Relaxed);
         match timeout(pool.spec.timeout, asking.as_mut()).await {
@@ -344,7 +350,7 @@ async fn upgrade(pool: &Arc<Pool>, mut request: Request<Incoming>, client: Clien
             return Err(ApiError::new(ErrorCode::BadGateway, "the server of this route cannot be reached"));
         }
     };
-    let asked = ask(pool, &mut link, Request::from_parts(head, upload), &uploaded).await;
+    let asked = ask(pool, &mut link, Box::new(Request::from_parts(head, upload)), &uploaded).await;
     let mut response = match asked {
         Asked::Answered(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => response,
         told @ (Asked::Answered(_) | Asked::Unsent(_) | Asked::Broken(_) | Asked::TooLate) => {
