@@ -12,6 +12,7 @@ pub mod figures;
 pub mod import;
 pub mod key_file;
 mod metrics;
+mod nudge;
 pub mod plan;
 pub mod platform;
 mod reconciler;

@@ -1,6 +1,7 @@
 //! Whole agents in namespaces form a mesh by tokens: joined, pinged by name, restarted without a leader, left.
 
 mod faults;
+mod handshake;
 mod losses;
 mod votes;
 

@@ -27,6 +27,7 @@ pub(super) struct Counters {
     passes: Counter<u64, AtomicU64>,
     steps: Counter<u64, AtomicU64>,
     failures: Counter<u64, AtomicU64>,
+    nudges: Counter<u64, AtomicU64>,
 }
 
 impl Counters {
@@ -34,6 +35,10 @@ impl Counters {
         self.passes.inc();
         self.steps.inc_by(steps as u64);
         self.failures.inc_by(u64::from(failed));
+    }
+
+    pub(super) fn nudged(&self, peers: usize) {
+        self.nudges.inc_by(peers as u64);
     }
 }
 
@@ -46,10 +51,12 @@ pub(super) fn register(
 ) {
     let snapshot = Arc::new(Mutex::new(Snapshot::default()));
     metrics.register(|registry| {
-        let Counters { passes, steps, failures } = counters.clone();
+        let Counters { passes, steps, failures, nudges } = counters.clone();
         registry.register("wireguard_reconcile_passes", "Passes of the WireGuard reconciler", passes);
         registry.register("wireguard_reconcile_steps", "Changes written to the WireGuard device", steps);
         registry.register("wireguard_reconcile_errors", "Passes that left something undone", failures);
+        let help = "Messages sent to peers that were new or given another endpoint, so that they shake hands at once";
+        registry.register("wireguard_first_messages", help, nudges);
         registry.register_collector(Box::new(Figures { status, snapshot: Arc::clone(&snapshot) }));
     });
     metrics.before_scrape(Box::new(move || {

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use super::device::{DeviceState, Step};
 use super::metrics::Counters;
+use super::nudge::{self, Nudges};
 use super::plan::{plan, plan_peers};
 use super::platform::{Platform, PlatformError};
 use super::resolver::{HostPort, Resolver};
@@ -69,6 +70,8 @@ pub(super) struct Wireguard<P> {
     named: BTreeMap<PublicKey, HostPort>,
     /// What was published last, for the passes that find nothing to do without looking.
     status: Arc<Status>,
+    /// Peers that a first message is sent to.
+    nudges: Nudges,
     /// When the device was last read, and how long that took.
     looked: Option<(Instant, Duration)>,
     /// For the log.
@@ -110,6 +113,7 @@ impl<P: Platform> Wireguard<P> {
             applied: BTreeMap::new(),
             named: BTreeMap::new(),
             status: Arc::default(),
+            nudges: Nudges::default(),
             looked: None,
             pass_started: Instant::now(),
         }
@@ -180,23 +184,29 @@ impl<P: Platform> Wireguard<P> {
                 plan_peers(&spec, &view.device, &endpoints, changes.iter().map(|change| &change.key)).steps
             }
         };
-        let known = self.apply(steps, &mut view, status).await;
+        let steps: Vec<Arc<Step>> = steps.into_iter().map(Arc::new).collect();
+        let known = self.apply(&steps, &mut view, status).await;
         status.listen_port = Some(view.device.listen_port).filter(|port| *port != 0);
         status.peers = view.device.peers().len();
         if known {
             self.remember_endpoints(&view.model, scope, &resolved);
             self.publish_link(Some(view.link.clone()));
+            if let Scope::Changed(_) = scope {
+                let own = view.model.node.public_key;
+                self.nudges.add(&own, &steps, view.model.peers().len(), Instant::now());
+            }
             self.view = Some(view);
+            self.nudge().await;
         }
     }
 
     /// Does the steps in order; returns whether all were done.
-    async fn apply(&self, steps: Vec<Step>, view: &mut View, status: &mut Status) -> bool {
+    async fn apply(&self, steps: &[Arc<Step>], view: &mut View, status: &mut Status) -> bool {
         let (mut all, mut changed_peers, mut written) = (true, 0, Duration::ZERO);
-        for step in steps.into_iter().map(Arc::new) {
-            match self.write(&step, view, &mut written).await {
+        for step in steps {
+            match self.write(step, view, &mut written).await {
                 Ok(()) => {
-                    changed_peers += log_step(&view.link, &step);
+                    changed_peers += log_step(&view.link, step);
                     view.times_configured = view.times_configured.map(|times| times + 1);
                     status.applied_steps += 1;
                 }
@@ -204,7 +214,7 @@ impl<P: Platform> Wireguard<P> {
                     status.errors.push(error::chain(&failure));
                     all = false;
                     // A port that is taken keeps no peer from being served on the old one.
-                    if !matches!(*step, Step::ListenPort(_)) {
+                    if !matches!(**step, Step::ListenPort(_)) {
                         break;
                     }
                 }
@@ -238,6 +248,33 @@ impl<P: Platform> Wireguard<P> {
             device.apply(step);
         }
         result
+    }
+
+    /// Sends the first messages that are due. One that cannot be sent is a handshake later, no fault.
+    async fn nudge(&mut self) {
+        let due = self.nudges.take(Instant::now());
+        let Some(mut view) = self.view.take_if(|_| !due.is_empty()) else { return };
+        let model = Arc::clone(&view.model);
+        let peers: Vec<&Peer> = due.iter().filter_map(|key| model.peer(key)).collect();
+        let step = Arc::new(nudge::step(&peers));
+        let mut written = Duration::ZERO;
+        match self.write(&step, &mut view, &mut written).await {
+            Ok(()) => {
+                tracing::debug!(link = %view.link.name, peers = peers.len(), "first messages sent");
+                self.counters.nudged(peers.len());
+                view.times_configured = view.times_configured.map(|times| times + 1);
+                self.view = Some(view);
+            }
+            // What the device holds is not known any more: the next pass reads it.
+            Err(failure) => tracing::debug!(link = %view.link.name, %failure, "first messages were not sent"),
+        }
+    }
+
+    /// Whether all there is to do now is to send first messages.
+    fn only_nudges(&self) -> bool {
+        let is_due = self.nudges.next().is_some_and(|due| due <= Instant::now());
+        let recently = self.looked.is_some_and(|(looked, _)| looked.elapsed() < Self::RESYNC);
+        is_due && recently && self.view.is_some()
     }
 
     /// Keeps the names of the model resolved, and looks again at those whose peers do not answer.
@@ -347,11 +384,16 @@ impl<P: Platform> Reconciler for Wireguard<P> {
         let took = self.looked.map_or(Duration::ZERO, |(_, took)| took);
         let counts = self.view.as_ref().is_some_and(|view| view.times_configured.is_some());
         let longest = if counts { LOOK_AGAIN_FIRST } else { Self::RESYNC };
-        (took * LOOKING_SHARE).clamp(LOOK_AGAIN_FIRST, longest)
+        let look = (took * LOOKING_SHARE).clamp(LOOK_AGAIN_FIRST, longest);
+        self.nudges.next().map_or(look, |due| look.min(due.saturating_duration_since(Instant::now())))
     }
 
     async fn pass(&mut self, cause: Cause) -> Pass<Arc<Status>> {
         self.pass_started = Instant::now();
+        if cause == Cause::Resync && self.only_nudges() {
+            self.nudge().await;
+            return Pass { status: Arc::clone(&self.status), failed: false };
+        }
         if cause == Cause::Resync && self.is_left_alone() {
             return Pass { status: Arc::clone(&self.status), failed: false };
         }

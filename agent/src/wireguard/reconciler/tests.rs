@@ -221,6 +221,32 @@ async fn a_changed_peer_is_one_write_without_reading_the_device() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_new_peer_is_sent_a_first_message_and_one_that_was_there_is_not() {
+    let world = World::new(vec![peer(1), peer(2)]);
+    let agent = world.start();
+    agent.up().await;
+    assert_eq!(first_messages(&agent).await, "0", "a start sends none");
+    let writes = world.writes();
+    let kept = Peer { persistent_keepalive: Some(25), ..peer(2) };
+    world.change_peers(vec![peer(1), kept, peer(3)]);
+    agent.until("applied", |status| status.applied_steps == 1 && status.peers == 3).await;
+    assert_eq!(first_messages(&agent).await, "1");
+    assert_eq!(world.writes(), writes + 2, "the peers, then the message");
+    assert_eq!(world.peer(3).persistent_keepalive, 0, "it is left as it is wanted");
+    let again = Peer { endpoint: Some("203.0.113.5:1".parse().expect("an endpoint")), ..peer(1) };
+    world.change_peers(vec![again, peer(2), peer(3)]);
+    agent.until("moved", |_| world.peer(1).endpoint == "203.0.113.5:1".parse().ok()).await;
+    agent.resync(&world).await;
+    assert_eq!(first_messages(&agent).await, "2");
+}
+
+async fn first_messages(agent: &Agent) -> String {
+    let text = agent.metrics.scrape().await.expect("it formats");
+    let line = text.lines().find_map(|line| line.strip_prefix("weft_wireguard_first_messages_total "));
+    line.expect("it is counted").to_owned()
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_roamed_endpoint_stays_until_the_configuration_changes() {
     let world = World::new(vec![peer(1)]);
     let agent = world.start();

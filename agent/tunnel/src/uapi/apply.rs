@@ -5,9 +5,12 @@
 use std::io;
 use std::sync::Arc;
 
+use bytes::BytesMut;
+use gotatun::packet::Packet;
 use gotatun::x25519::StaticSecret;
 use ipnet::IpNet;
 
+use crate::outbound::send_one;
 use crate::peer::Peer;
 use crate::shared::{Identity, Registry, Shared, raise};
 use crate::socket::UdpSocket;
@@ -106,14 +109,20 @@ fn change_peer(shared: &Shared, registry: &mut Registry, change: PeerChange) {
     if let Some(endpoint) = change.endpoint {
         state.endpoint = Some(endpoint);
     }
+    let is_switched_on = state.keepalive == 0 && change.keepalive.is_some_and(|seconds| seconds != 0);
     if let Some(keepalive) = change.keepalive {
         state.set_keepalive(keepalive);
     }
-    if let Some(identity) = &registry.identity
+    if let (Some(identity), Some(endpoint)) = (&registry.identity, state.endpoint)
         && state.keepalive != 0
-        && state.endpoint.is_some()
     {
-        state.wake(&peer, identity, shared);
+        let tunn = state.wake(&peer, identity, shared);
+        // Like the kernel: the first keepalive leaves when they are switched on, and opens a session if there is none.
+        let first =
+            if is_switched_on { tunn.handle_outgoing_packet(Packet::from_bytes(BytesMut::new()), None) } else { None };
+        if let Some(message) = first {
+            send_one(shared, &peer, &mut state, endpoint, message);
+        }
     }
 }
 
