@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | `wireguard` | `watch` of its settings and of the model, netlink changes | `watch` of its status and of the link |
 //! | `net` | `watch` of its settings, the model and the link; netlink changes | `watch` of its status |
-//! | `firewall` | `watch` of its settings, nftables | `watch` of its status |
+//! | `firewall`, `relaying` | `watch` of its settings, whether this node is a relay, nftables | `watch` of its status |
 //! | `accounting` | `watch` of the model and the link | `watch` of its status; figures on demand |
 //! | `dns` | `watch` of the model and the link, queries | `watch` of its status |
 //! | `process` | requests, ends of processes, a timer | `watch` of its snapshot, events, the saved list |
@@ -19,6 +19,7 @@
 //! | `log-history`, a thread | log lines, bounded | files in `logs/` |
 //! | `mesh`, `mesh-model`, `mesh-state`, `mesh-save` | changed tables of the store, or another member's word; `weft.toml` | `watch`es of the mesh and of the model; the last good state on disk |
 //! | `mesh-seat`, `mesh-votes` | `watch`es of the store and of the mesh; on the leader the tables of nodes and ACLs | who holds the log and votes; the authority's key where this node votes |
+//! | `paths`, `mesh-report` | the figures of the tunnel device, a timer | which address each member is sent to, events, who cannot be reached |
 //! | `grpc` | connections with TLS, `watch`es of everything published | |
 //! | `renewal` | a timer | a new certificate of this node, on disk and in every listener |
 //! | `live` | `watch` of the processes, their events, a timer | what WebSocket subscribers of `web` are told |
@@ -35,6 +36,7 @@ mod loops;
 mod memory;
 pub mod raft;
 mod mesh;
+mod paths;
 pub mod privileges;
 mod removal;
 
@@ -214,6 +216,7 @@ async fn serve_until_stopped(
     let (commands_tx, commands) = mpsc::channel::<Command>(COMMANDS);
     keep_log(&history, &settings);
     let figures = domains.figures_reader();
+    let _paths = paths::start(domains.wireguard.figures_reader(), mesh.clone());
     let pm3 = Pm3::start(pm3::Inputs {
         model: domains.model(),
         agent: Arc::new(ForMethods { commands: commands_tx.clone(), figures: figures.clone() }),

@@ -8,6 +8,7 @@
 //! | `schema` `rows` `registry` | the tables, and every change of them |
 //! | `allocate` `acl` `project` `update` | pure: addresses, votes, mesh to model, what changed |
 //! | `keep` `follow` | where the state comes from |
+//! | `paths` `report` | which way each member is reached, and telling the mesh who is not |
 //! | `plan` `seat` | who votes and who holds the log; the authority's key goes to those who vote |
 //! | `join` | becoming a member, and leaving |
 //! | `saved` | the last good state on disk |
@@ -23,7 +24,9 @@ pub mod config;
 mod follow;
 mod join;
 mod keep;
+mod paths;
 mod plan;
+mod report;
 mod seat;
 mod project;
 mod registry;
@@ -34,6 +37,7 @@ pub mod schema;
 mod shared;
 pub mod update;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,6 +61,7 @@ use shared::Shared;
 use update::{State, Update};
 
 pub use join::{JoinError, Joined};
+pub use paths::Sighting;
 pub use registry::{NewToken, RegistryError, TokenInfo};
 pub use shared::Happened;
 
@@ -84,7 +89,7 @@ pub struct Handle {
     shared: Arc<Shared>,
     model: watch::Receiver<Arc<Model>>,
     mesh: watch::Receiver<Arc<Mesh>>,
-    _tasks: Arc<[Task; 6]>,
+    _tasks: Arc<[Task; 7]>,
 }
 
 /// Whether the last good state, if it is this identity's, names other members.
@@ -115,6 +120,9 @@ pub fn start(inputs: Inputs) -> Handle {
         errors: watch::Sender::default(),
         saving: std::sync::Mutex::default(),
         moves: watch::Sender::new(0),
+        chosen: watch::Sender::default(),
+        out_of_reach: watch::Sender::default(),
+        paths: std::sync::Mutex::default(),
     });
     let (model, projecting) = project::start(&shared);
     let (mesh_tx, mesh) = watch::channel(Arc::new(shared.state.borrow().mesh.clone()));
@@ -125,6 +133,7 @@ pub fn start(inputs: Inputs) -> Handle {
         task::spawn("mesh-state", meshes(state, mesh_tx)),
         task::spawn("mesh-seat", seat::run(Arc::clone(&shared))),
         task::spawn("mesh-votes", seat::keep(Arc::clone(&shared))),
+        task::spawn("mesh-report", report::run(Arc::clone(&shared))),
         projecting,
     ];
     Handle { shared, model, mesh, _tasks: Arc::new(tasks) }
@@ -177,6 +186,19 @@ impl Handle {
         let mut errors = self.shared.errors.borrow().clone();
         errors.extend(self.shared.contradictions.borrow().clone());
         errors
+    }
+
+    /// Takes in what the tunnel device says about its peers; returns when to look again.
+    pub fn sighted(&self, sightings: &[Sighting]) -> Duration {
+        report::sighted(&self.shared, sightings)
+    }
+
+    /// Writes whom a member cannot reach. On a node that keeps the state only.
+    ///
+    /// # Errors
+    /// [`RegistryError`]; nothing was changed.
+    pub async fn say_blocked(&self, id: &NodeId, blocked: &BTreeMap<NodeId, String>) -> Result<(), RegistryError> {
+        self.shared.registry.put_blocked(id, blocked).await
     }
 
     /// Whether this node keeps the state and may change it; else it follows one that does.

@@ -11,7 +11,7 @@ pub mod mesh;
 pub mod ordered;
 pub mod peer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -30,6 +30,10 @@ pub struct Model {
     pub domain: String,
     /// Who leads the mesh and who has a vote in it; these have names of their own.
     pub roles: Roles,
+    /// Peers whose packets another peer carries.
+    pub relays: BTreeMap<PublicKey, Relay>,
+    /// Whether this node carries packets between others.
+    pub is_relay: bool,
     peers: Ordered<PublicKey, Arc<Peer>>,
     /// Whose each name is.
     names: Ordered<NodeId, PublicKey>,
@@ -43,6 +47,16 @@ pub struct Roles {
     pub leader: Option<NodeId>,
     /// In the order of their ids.
     pub voters: Vec<NodeId>,
+}
+
+/// Who carries the packets of a peer that cannot be reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relay {
+    pub via: PublicKey,
+    /// Its name.
+    pub name: NodeId,
+    /// Why the peer itself cannot be reached.
+    pub reason: String,
 }
 
 /// One peer of a model as it is to be.
@@ -102,8 +116,16 @@ impl Model {
     pub fn new(node: Node, domain: String, peers: Vec<Peer>) -> Result<Self, ModelError> {
         check_addresses(&node.addresses)?;
         let roles = Roles::default();
-        let mut model =
-            Self { node, domain, roles, peers: Ordered::new(), names: Ordered::new(), owners: Ordered::new() };
+        let mut model = Self {
+            node,
+            domain,
+            roles,
+            relays: BTreeMap::new(),
+            is_relay: false,
+            peers: Ordered::new(),
+            names: Ordered::new(),
+            owners: Ordered::new(),
+        };
         for peer in peers {
             if let Some(first) = model.peer(&peer.public_key) {
                 let (first, key) = (first.name.clone(), peer.public_key);
@@ -145,7 +167,8 @@ impl Model {
     #[must_use]
     pub fn sharing(self, older: &Self) -> Self {
         let changes = self.changes_since(older);
-        let mut model = Self { node: self.node, domain: self.domain, roles: self.roles, ..older.clone() };
+        let Self { node, domain, roles, relays, is_relay, .. } = self;
+        let mut model = Self { node, domain, roles, relays, is_relay, ..older.clone() };
         for PeerChange { key, .. } in &changes {
             model.take(key);
         }
@@ -174,6 +197,22 @@ impl Model {
     pub fn changes_since(&self, older: &Self) -> Vec<PeerChange> {
         let differences = self.peers.differences(&older.peers);
         differences.into_iter().map(|(key, before, after)| PeerChange { key, before, after }).collect()
+    }
+
+    /// The peers whose packets go another way than in `older`, and those that carry them.
+    pub fn rerouted_since(&self, older: &Self) -> BTreeSet<PublicKey> {
+        let mut keys = BTreeSet::new();
+        if self.relays == older.relays {
+            return keys;
+        }
+        for (one, other) in [(self, older), (older, self)] {
+            for (key, relay) in &one.relays {
+                if other.relays.get(key).map(|other| other.via) != Some(relay.via) {
+                    keys.extend([*key, relay.via]);
+                }
+            }
+        }
+        keys
     }
 
     fn take(&mut self, key: &PublicKey) {

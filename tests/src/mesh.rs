@@ -3,6 +3,7 @@
 mod faults;
 mod handshake;
 mod losses;
+mod relay;
 mod votes;
 
 use std::process::Output;

@@ -9,9 +9,9 @@ use weft_proto::weft::v1 as proto;
 
 use super::{Figures, Sources, gateway};
 use crate::ebpf::status::{Counters, Hook, PeerCounters};
-use crate::model::Model;
 use crate::model::key::PublicKey;
 use crate::model::peer::Peer;
+use crate::model::{Model, Relay};
 use crate::wireguard::status::PeerFigures;
 use crate::{dns, ebpf, net, wireguard};
 
@@ -110,6 +110,16 @@ fn mesh_status(sources: &Sources) -> proto::MeshStatus {
         members: as_u64(mesh.members.len()),
         voters: as_u64(mesh.members.values().filter(|member| member.is_voter).count()),
         errors: sources.mesh_handle.errors(),
+        relayed: mesh
+            .blocked_pairs()
+            .into_iter()
+            .map(|pair| proto::RelayedPair {
+                first: pair.first.to_string(),
+                second: pair.second.to_string(),
+                via: pair.via.map(|via| via.to_string()),
+                reason: pair.reason,
+            })
+            .collect(),
     }
 }
 
@@ -202,7 +212,7 @@ pub fn peers(model: &Model, figures: &Figures, now: SystemTime) -> proto::PeerLi
         .into_iter()
         .map(|wanted| {
             let key = &wanted.public_key;
-            peer(wanted, on_device.get(key).copied(), counted.get(key).copied(), now)
+            peer(wanted, on_device.get(key).copied(), counted.get(key).copied(), model.relays.get(key), now)
         })
         .collect();
     let unattributed = figures.counters.as_ref().map(|all| traffic(&all.unattributed_rx, &all.unattributed_tx));
@@ -219,13 +229,17 @@ fn peer(
     wanted: &Peer,
     on_device: Option<&PeerFigures>,
     counted: Option<&PeerCounters>,
+    relay: Option<&Relay>,
     now: SystemTime,
 ) -> proto::Peer {
     // A handshake "in the future" is one from before the clock was set back: it is as good as new.
     let age = on_device
         .and_then(|figures| figures.last_handshake)
         .map(|at| now.duration_since(at).map_or(0, |age| age.as_secs()));
-    let (state, reason) = connection(wanted, on_device, age);
+    let (state, reason) = match relay {
+        Some(relay) => ("relayed", format!("through {}: {}", relay.name, relay.reason)),
+        None => connection(wanted, on_device, age),
+    };
     proto::Peer {
         name: wanted.name.to_string(),
         id: wanted.public_key.to_string(),
@@ -237,6 +251,7 @@ fn peer(
         wireguard_rx_bytes: on_device.map(|figures| figures.rx_bytes),
         wireguard_tx_bytes: on_device.map(|figures| figures.tx_bytes),
         traffic: counted.map(|counted| traffic(&counted.rx, &counted.tx)),
+        relay: relay.map(|relay| relay.name.to_string()),
     }
 }
 

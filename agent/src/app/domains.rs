@@ -43,7 +43,16 @@ pub(super) struct Domains {
     pub(super) dns: dns::Handle,
     pub(super) process: process::Running,
     _ready: [Task; 2],
+    _relaying: Task,
     _monitor: Monitor,
+}
+
+/// Whether this node carries packets between others, for those who care for nothing else.
+async fn relays(mut model: watch::Receiver<Arc<Model>>, relaying: watch::Sender<bool>) {
+    while model.changed().await.is_ok() {
+        let now = model.borrow_and_update().is_relay;
+        relaying.send_if_modified(|before| std::mem::replace(before, now) != now);
+    }
 }
 
 impl Domains {
@@ -70,7 +79,9 @@ impl Domains {
         monitor.subscribe_to(ours, wireguard.trigger().clone());
         let inputs = net::Inputs { settings: network_rx, model: model_rx.clone(), link: wireguard.link() };
         let net = net::start(inputs, metrics, &monitor, shutdown.stop()).map_err(DomainsError::Netlink)?;
-        let firewall = net::firewall::start(firewall_rx, metrics, shutdown.stop());
+        let (relaying_tx, relaying) = watch::channel(model_rx.borrow().is_relay);
+        let relaying_task = task::spawn("relaying", relays(model_rx.clone(), relaying_tx));
+        let firewall = net::firewall::start(firewall_rx, relaying, metrics, shutdown.stop());
         let counting = settings.accounting.config.enabled;
         let accounting = ebpf::start(settings.accounting, model_rx.clone(), wireguard.link(), metrics, shutdown.stop());
         let blocker = readiness.block("dns");
@@ -97,6 +108,7 @@ impl Domains {
             dns,
             process,
             _ready: ready,
+            _relaying: relaying_task,
             _monitor: monitor,
         })
     }

@@ -52,7 +52,7 @@ fn render(list: &proto::PeerList, style: Style) -> String {
 fn tone(state: &str) -> Tone {
     match state {
         "connected" => Tone::Good,
-        "idle" => Tone::Warning,
+        "idle" | "relayed" => Tone::Warning,
         _ => Tone::Faint,
     }
 }

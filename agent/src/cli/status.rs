@@ -76,8 +76,10 @@ fn report_check(status: &proto::Status, check: Check, json: bool) -> Result<Exit
 fn render(status: &proto::Status, style: Style) -> String {
     let mut text = headline(status, style);
     text.push_str(&output::fields(style, &fields(status)));
+    let relayed: Vec<String> = status.mesh.iter().flat_map(|mesh| &mesh.relayed).map(relayed_line).collect();
     for (title, tone, lines) in [
         ("waiting for", Tone::Warning, &status.waiting_for),
+        ("not direct", Tone::Warning, &relayed),
         ("problems", Tone::Bad, &status.problems),
         ("fallbacks", Tone::Warning, &status.fallbacks),
         ("notices", Tone::Neutral, &status.notices),
@@ -141,6 +143,11 @@ fn mesh_line(mesh: &proto::MeshStatus) -> String {
         0 | 1 => format!("{id}, this node alone"),
         members => format!("{id}, {members} members, {leader}, this node {part}"),
     }
+}
+
+fn relayed_line(pair: &proto::RelayedPair) -> String {
+    let how = pair.via.as_ref().map_or_else(|| "cut off".to_owned(), |via| format!("through {via}"));
+    format!("{} - {} {how}: {}", pair.first, pair.second, pair.reason)
 }
 
 fn store_line(store: &proto::StoreStatus) -> String {
@@ -237,6 +244,24 @@ problems
   dns: dns.listen 127.0.3.3:53 is in use
 ";
         assert_eq!(render(&status(), Style::Plain), expected);
+    }
+
+    #[test]
+    fn pairs_that_are_not_direct_are_named_with_the_relay_and_the_reason() {
+        let pair = |via: Option<&str>| proto::RelayedPair {
+            first: "alpha".to_owned(),
+            second: "gamma".to_owned(),
+            via: via.map(str::to_owned),
+            reason: "no handshake over UDP with 192.0.2.3:51820".to_owned(),
+        };
+        let mesh = proto::MeshStatus { relayed: vec![pair(Some("beta")), pair(None)], ..Default::default() };
+        let text = render(&proto::Status { mesh: Some(mesh), ..status() }, Style::Plain);
+        let expected = "\
+not direct
+  alpha - gamma through beta: no handshake over UDP with 192.0.2.3:51820
+  alpha - gamma cut off: no handshake over UDP with 192.0.2.3:51820
+";
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Invariants: a change is one transaction that says what it expects to find, so that two at once cannot give one address or
 //! one token twice; the second is tried again on what the first left. A member's addresses stay its own while it is a member.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, SystemTime};
 
@@ -13,11 +13,11 @@ use super::acl::{self, Acl, AclError, Action};
 use super::allocate::{self, AllocationError};
 use super::remote::Facts;
 use super::rows::{self, NodeRow, RowError, seconds};
-use super::schema::{ACLS, MESH, NODES, REVOKED, TOKENS};
+use super::schema::{ACLS, BLOCKED, MESH, NODES, REVOKED, TOKENS};
 use crate::foundation::id::NodeId;
 use crate::identity::certificate::Fingerprint;
 use crate::identity::token::{ATTEMPTS, NoRandomness, Refusal, Token, Verdict};
-use crate::model::mesh::{Member, Mesh};
+use crate::model::mesh::{Blocked, Member, Mesh};
 use crate::store::{Consistency, Handle as Store, Refusal as StoreRefusal, Rows, Statement, Status, StoreError};
 
 /// Attempts at a change that another one got in the way of.
@@ -76,6 +76,7 @@ pub(super) struct Contents {
     pub(super) ipv4: Option<Ipv4Net>,
     pub(super) ipv6: Option<Ipv6Net>,
     pub(super) revoked: BTreeSet<Fingerprint>,
+    pub(super) blocked: Blocked,
 }
 
 /// A token that was made.
@@ -111,7 +112,10 @@ impl Registry {
         let revoked = Statement::new("SELECT key FROM weft_revoked");
         let revoked = self.store.query(revoked, Consistency::Local).await?;
         let revoked = rows::column(REVOKED, "key", &revoked, "a fingerprint")?.into_iter().collect();
-        Ok(Contents { nodes, ipv4: self.head("ipv4_range").await?, ipv6: self.head("ipv6_prefix").await?, revoked })
+        let blocked = Statement::new("SELECT node, peer, reason FROM weft_blocked");
+        let blocked = rows::blocked(&self.store.query(blocked, Consistency::Local).await?)?;
+        let (ipv4, ipv6) = (self.head("ipv4_range").await?, self.head("ipv6_prefix").await?);
+        Ok(Contents { nodes, ipv4, ipv6, revoked, blocked })
     }
 
     async fn head<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>, RegistryError> {
@@ -135,7 +139,7 @@ impl Registry {
         now: SystemTime,
     ) -> Result<(), RegistryError> {
         if self.authority().await? != Some(authority) {
-            let mut statements: Vec<Statement> = [MESH, NODES, REVOKED, TOKENS, ACLS]
+            let mut statements: Vec<Statement> = [MESH, NODES, REVOKED, BLOCKED, TOKENS, ACLS]
                 .map(|table| Statement::new(format!("DELETE FROM {table}")).touching(table))
                 .into();
             let sql =
@@ -252,13 +256,32 @@ impl Registry {
         Ok(())
     }
 
+    /// Writes whom a node cannot reach, in the place of what it said before.
+    pub(super) async fn put_blocked(
+        &self,
+        id: &NodeId,
+        blocked: &BTreeMap<NodeId, String>,
+    ) -> Result<(), RegistryError> {
+        let mut statements =
+            vec![Statement::new("DELETE FROM weft_blocked WHERE node = ?1").bind(id.to_string()).touching(BLOCKED)];
+        for (peer, reason) in blocked {
+            let sql = "INSERT INTO weft_blocked (node, peer, reason) SELECT ?1, ?2, ?3 \
+                       WHERE EXISTS (SELECT 1 FROM weft_members WHERE id = ?1)";
+            let insert = Statement::new(sql).bind(id.to_string()).bind(peer.to_string()).bind(reason.clone());
+            statements.push(insert.touching(BLOCKED));
+        }
+        self.store.transaction(statements).await?;
+        Ok(())
+    }
+
     /// Removes a node: its addresses are free and its key is refused.
     pub(super) async fn remove(&self, id: &NodeId, now: SystemTime) -> Result<(), RegistryError> {
         let contents = self.contents(Consistency::Linearizable).await?;
         let known = contents.nodes.iter().find(|row| row.member.id == *id);
         let known = known.ok_or_else(|| RegistryError::UnknownNode(id.clone()))?;
         let delete = Statement::new("DELETE FROM weft_members WHERE id = ?1").bind(id.to_string());
-        let statements = vec![delete.touching(NODES).expecting(1), revoke(known, now)];
+        let unblock = Statement::new("DELETE FROM weft_blocked WHERE node = ?1 OR peer = ?1").bind(id.to_string());
+        let statements = vec![delete.touching(NODES).expecting(1), revoke(known, now), unblock.touching(BLOCKED)];
         if self.lost_race(statements).await? { Err(RegistryError::UnknownNode(id.clone())) } else { Ok(()) }
     }
 
@@ -468,7 +491,8 @@ impl Contents {
         let leader = store.leader.clone();
         let voters: BTreeSet<&NodeId> =
             store.members.iter().filter(|member| member.voter).map(|member| &member.node).collect();
-        let mut mesh = Mesh { leader, ipv4: self.ipv4, ipv6: self.ipv6, ..Mesh::empty(own.clone()) };
+        let blocked = std::sync::Arc::new(self.blocked.clone());
+        let mut mesh = Mesh { leader, ipv4: self.ipv4, ipv6: self.ipv6, blocked, ..Mesh::empty(own.clone()) };
         for row in &self.nodes {
             let is_voter = voters.contains(&row.member.id);
             mesh.members.insert(row.member.id.clone(), std::sync::Arc::new(Member { is_voter, ..row.member.clone() }));

@@ -1,5 +1,6 @@
 //! Other members as this room asks them. What carries the calls is `api`'s.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use futures_util::future::BoxFuture;
@@ -83,6 +84,12 @@ pub trait Remote: Send + Sync + std::fmt::Debug + 'static {
     /// Tells the mesh which part in the consensus this node, now with the store `raft_id`, asks for. Without a number it only
     /// asks whether it would be let in.
     fn take_seat(&self, place: Place, own: Facts, raft_id: Option<u64>) -> BoxFuture<'static, Result<(), RemoteError>>;
+    /// Says whom this node cannot reach, and why.
+    fn say_blocked(
+        &self,
+        place: Place,
+        blocked: BTreeMap<NodeId, String>,
+    ) -> BoxFuture<'static, Result<(), RemoteError>>;
     /// The key of the authority in PEM, for a node with a vote.
     fn authority(&self, place: Place) -> BoxFuture<'static, Result<Secret<String>, RemoteError>>;
     /// Another certificate for the key of `request`.

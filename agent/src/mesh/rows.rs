@@ -11,7 +11,7 @@ use super::registry::TokenInfo;
 use super::schema::NODES;
 use crate::identity::certificate::Fingerprint;
 use crate::identity::token::{Record, TokenId};
-use crate::model::mesh::{Member, Ports, Seat};
+use crate::model::mesh::{Blocked, Member, Ports, Seat};
 use crate::store::{Rows, Statement, Value};
 
 /// A row that no version of Weft has written.
@@ -166,6 +166,16 @@ pub(super) fn acls(rows: &Rows) -> Result<Vec<Acl>, RowError> {
         let action = action.ok_or_else(|| wrong(TABLE, "action", row.get(2), "0 or 1"))?;
         let patterns = patterns.split(',').map(str::to_owned).collect();
         Acl::parse(name, patterns, action).map_err(|_source| wrong(TABLE, "patterns", row.get(1), "patterns"))
+    };
+    rows.rows.iter().map(one).collect()
+}
+
+/// Who cannot reach whom.
+pub(super) fn blocked(rows: &Rows) -> Result<Blocked, RowError> {
+    const TABLE: &str = super::schema::BLOCKED;
+    let one = |row: &Vec<Value>| {
+        let pair = (parsed(TABLE, "node", row.first(), "a node id")?, parsed(TABLE, "peer", row.get(1), "a node id")?);
+        Ok((pair, parsed(TABLE, "reason", row.get(2), "text")?))
     };
     rows.rows.iter().map(one).collect()
 }

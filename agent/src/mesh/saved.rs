@@ -32,6 +32,9 @@ struct Saved {
     ipv6_prefix: Option<Ipv6Net>,
     members: Vec<SavedMember>,
     revoked: Vec<String>,
+    /// Node, peer and reason.
+    #[serde(default)]
+    blocked: Vec<(NodeId, NodeId, String)>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -102,6 +105,7 @@ fn content(state: &State) -> String {
         ipv6_prefix: mesh.ipv6,
         members: mesh.members.values().map(|member| saved_member(member)).collect(),
         revoked: revoked.iter().map(Fingerprint::to_string).collect(),
+        blocked: mesh.blocked.iter().map(|((node, peer), why)| (node.clone(), peer.clone(), why.clone())).collect(),
     };
     // Plain data with text keys can always be written.
     serde_json::to_string(&saved).unwrap_or_default()
@@ -114,6 +118,7 @@ fn parse(content: &str, own: &NodeId) -> Option<State> {
     }
     let mut mesh =
         Mesh { leader: saved.leader, ipv4: saved.ipv4_range, ipv6: saved.ipv6_prefix, ..Mesh::empty(saved.own) };
+    mesh.blocked = Arc::new(saved.blocked.into_iter().map(|(node, peer, why)| ((node, peer), why)).collect());
     for member in saved.members {
         mesh.members.insert(member.id.clone(), Arc::new(loaded_member(member)));
     }
@@ -171,7 +176,10 @@ mod tests {
     fn what_was_written_is_read_and_what_was_touched_is_not() {
         let directory = tempfile::tempdir().expect("a directory");
         let state = State {
-            mesh: mesh(&[member("alpha", 1, Some("192.0.2.1")), member("beta", 2, None)]),
+            mesh: crate::model::mesh::Mesh {
+                blocked: Arc::new([((id("alpha"), id("beta")), "a firewall".to_owned())].into()),
+                ..mesh(&[member("alpha", 1, Some("192.0.2.1")), member("beta", 2, None)])
+            },
             revoked: Arc::new(BTreeSet::from([Fingerprint::from_bytes([3; 32])])),
         };
         let identity = identity();

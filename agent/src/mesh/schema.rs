@@ -7,10 +7,11 @@
 use crate::store::Schema;
 
 /// Every table this room writes, for what watches them.
-pub const TABLES: [&str; 3] = [MESH, NODES, REVOKED];
+pub const TABLES: [&str; 4] = [MESH, NODES, REVOKED, BLOCKED];
 pub(super) const MESH: &str = "weft_mesh";
 pub(super) const NODES: &str = "weft_members";
 pub(super) const REVOKED: &str = "weft_revoked";
+pub(super) const BLOCKED: &str = "weft_blocked";
 pub(super) const TOKENS: &str = "weft_tokens";
 pub(super) const ACLS: &str = "weft_acls";
 
@@ -40,5 +41,7 @@ pub const SCHEMA: Schema = Schema {
              primary_endpoint, endpoints, ipv4, ipv6, is_voter, created_at, updated_at, 'auto', NULL FROM weft_nodes",
             "DROP TABLE weft_nodes",
         ],
+        &["CREATE TABLE weft_blocked (node TEXT NOT NULL, peer TEXT NOT NULL, reason TEXT NOT NULL, \
+           PRIMARY KEY (node, peer)) STRICT"],
     ],
 };

@@ -1,5 +1,6 @@
 //! What the tasks of this room share: the state that spreads, what happened, what is wrong.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -8,6 +9,8 @@ use std::time::SystemTime;
 use tokio::sync::{broadcast, watch};
 
 use super::config::Config;
+use super::paths::Paths;
+use super::project::Chosen;
 use super::registry::Registry;
 use super::remote::{Facts, Place, Remote};
 use super::update::{Event, State, Update, events};
@@ -50,6 +53,11 @@ pub(super) struct Shared {
     pub(super) errors: watch::Sender<Vec<String>>,
     /// Held while the last good state is written.
     pub(super) saving: Mutex<()>,
+    /// Where each member is sent to, where that is not the address that comes first.
+    pub(super) chosen: watch::Sender<Arc<Chosen>>,
+    /// Whom this node cannot reach, and why.
+    pub(super) out_of_reach: watch::Sender<BTreeMap<NodeId, String>>,
+    pub(super) paths: Mutex<Paths>,
     /// Changes when this node joins or leaves.
     pub(super) moves: watch::Sender<u64>,
 }
@@ -94,6 +102,10 @@ impl Shared {
         self.identity.revoke(std::collections::BTreeSet::clone(&newer.revoked));
         let happened = events(&older.mesh, &newer.mesh);
         self.state.send_replace(Arc::new(newer));
+        self.tell(happened);
+    }
+
+    pub(super) fn tell(&self, happened: Vec<Event>) {
         for event in happened {
             tracing::info!(?event, "the mesh changed");
             // Nobody may listen.

@@ -1,13 +1,14 @@
 //! Changes of a mesh as one node tells them to another, and what happened between two states. Pure.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::foundation::id::NodeId;
 use crate::identity::certificate::Fingerprint;
-use crate::model::mesh::{Member, Mesh};
+use crate::model::mesh::{Blocked, BlockedPair, Member, Mesh};
 
 /// What a follower is told: everything at first, then what changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +20,7 @@ pub struct Update {
     pub ipv4: Option<Ipv4Net>,
     pub ipv6: Option<Ipv6Net>,
     pub revoked: BTreeSet<Fingerprint>,
+    pub blocked: Blocked,
 }
 
 /// A mesh and the keys it refuses; what spreads within this room.
@@ -60,6 +62,7 @@ impl State {
             ipv4: self.mesh.ipv4,
             ipv6: self.mesh.ipv6,
             revoked: BTreeSet::clone(&self.revoked),
+            blocked: Blocked::clone(&self.mesh.blocked),
         }
     }
 
@@ -68,6 +71,9 @@ impl State {
     pub fn after(&self, update: &Update) -> Self {
         let mut mesh =
             Mesh { leader: update.leader.clone(), ipv4: update.ipv4, ipv6: update.ipv6, ..self.mesh.clone() };
+        if *mesh.blocked != update.blocked {
+            mesh.blocked = Arc::new(update.blocked.clone());
+        }
         if update.is_complete {
             let told: BTreeSet<&NodeId> = update.members.iter().map(|member| &member.id).collect();
             for id in self.mesh.members.keys().filter(|id| !told.contains(id)) {
@@ -97,6 +103,29 @@ pub enum Event {
     Changed(NodeId),
     /// `None`: nobody leads.
     Leader(Option<NodeId>),
+    /// This node has a session with it over the tunnel.
+    PeerUp {
+        peer: NodeId,
+        endpoint: Option<SocketAddr>,
+    },
+    /// It answers no more, or did not answer at all.
+    PeerDown {
+        peer: NodeId,
+        reason: String,
+    },
+    /// Its packets come from another address than before.
+    PeerMoved {
+        peer: NodeId,
+        from: Option<SocketAddr>,
+        to: SocketAddr,
+    },
+    /// There is no way between two nodes.
+    Blocked(BlockedPair),
+    /// There is a way between them again.
+    Unblocked {
+        first: NodeId,
+        second: NodeId,
+    },
 }
 
 /// What happened between two states, in the order of the ids.
@@ -110,10 +139,25 @@ pub fn events(older: &Mesh, newer: &Mesh) -> Vec<Event> {
             (Some(_), Some(_)) | (None, None) => {}
         }
     }
+    if !Arc::ptr_eq(&older.blocked, &newer.blocked) {
+        events.extend(pair_events(older, newer));
+    }
     if older.leader != newer.leader {
         events.push(Event::Leader(newer.leader.clone()));
     }
     events
+}
+
+fn pair_events(older: &Mesh, newer: &Mesh) -> Vec<Event> {
+    let (before, after) = (older.blocked_pairs(), newer.blocked_pairs());
+    let ids = |pair: &BlockedPair| (pair.first.clone(), pair.second.clone());
+    let known = |pairs: &[BlockedPair], pair: &BlockedPair| pairs.iter().any(|other| ids(other) == ids(pair));
+    let gone = before.iter().filter(|pair| !known(&after, pair)).map(|pair| {
+        let (first, second) = ids(pair);
+        Event::Unblocked { first, second }
+    });
+    let new = after.iter().filter(|pair| !known(&before, pair)).cloned().map(Event::Blocked);
+    gone.chain(new).collect()
 }
 
 /// Whether more differs than when it was heard of.

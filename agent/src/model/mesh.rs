@@ -2,6 +2,7 @@
 //!
 //! Spread as `watch<Arc<Mesh>>`. A mesh made from another shares what did not change with it. Pure.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -24,6 +25,22 @@ pub struct Mesh {
     /// The /48 the /64 of each node comes from.
     pub ipv6: Option<Ipv6Net>,
     pub members: Ordered<NodeId, Arc<Member>>,
+    /// Who cannot reach whom, as the first of the two says, and why.
+    pub blocked: Arc<Blocked>,
+}
+
+/// Pairs of nodes without a way between them, and why: the first says it about the second.
+pub type Blocked = BTreeMap<(NodeId, NodeId), String>;
+
+/// Two members without a way between them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BlockedPair {
+    /// The one whose id comes first.
+    pub first: NodeId,
+    pub second: NodeId,
+    /// Who carries their packets; `None`: nobody can.
+    pub via: Option<NodeId>,
+    pub reason: String,
 }
 
 /// A member of the mesh.
@@ -103,7 +120,7 @@ pub enum Standing {
 impl Mesh {
     /// A mesh without members.
     pub fn empty(own: NodeId) -> Self {
-        Self { own, leader: None, ipv4: None, ipv6: None, members: Ordered::new() }
+        Self { own, leader: None, ipv4: None, ipv6: None, members: Ordered::new(), blocked: Arc::default() }
     }
 
     /// The members but this node.
@@ -114,6 +131,57 @@ impl Mesh {
     /// The member with this id.
     pub fn member(&self, id: &NodeId) -> Option<&Arc<Member>> {
         self.members.get(id)
+    }
+
+    /// Why there is no way between two nodes; `None`: neither says so.
+    pub fn blocked(&self, one: &NodeId, other: &NodeId) -> Option<&str> {
+        // Almost always there is none.
+        if self.blocked.is_empty() {
+            return None;
+        }
+        let said = |from: &NodeId, to: &NodeId| self.blocked.get(&(from.clone(), to.clone()));
+        said(one, other).or_else(|| said(other, one)).map(String::as_str)
+    }
+
+    /// The pairs without a way between them, and who carries their packets: the same on every node that knows the same.
+    pub fn blocked_pairs(&self) -> Vec<BlockedPair> {
+        let ordered = |(one, other): &(NodeId, NodeId)| {
+            if one < other { (one.clone(), other.clone()) } else { (other.clone(), one.clone()) }
+        };
+        let pairs: BTreeSet<(NodeId, NodeId)> = self.blocked.keys().map(ordered).collect();
+        let are_members = |(one, other): &(NodeId, NodeId)| {
+            one != other && self.member(one).is_some() && self.member(other).is_some()
+        };
+        let pairs = pairs.into_iter().filter(are_members);
+        pairs
+            .map(|(first, second)| BlockedPair {
+                via: self.relay(&first, &second),
+                reason: self.blocked(&first, &second).unwrap_or_default().to_owned(),
+                first,
+                second,
+            })
+            .collect()
+    }
+
+    /// Who carries packets between two members that do not reach each other: one that both reach and whose endpoint is known,
+    /// with a vote before one without, else the first by id.
+    fn relay(&self, one: &NodeId, other: &NodeId) -> Option<NodeId> {
+        let fit = |member: &&Arc<Member>| {
+            let id = &member.id;
+            member.primary_endpoint.is_some()
+                && id != one
+                && id != other
+                && self.blocked(one, id).is_none()
+                && self.blocked(other, id).is_none()
+        };
+        let mut without_vote = None;
+        for member in self.members.values().filter(fit) {
+            if member.is_voter {
+                return Some(member.id.clone());
+            }
+            without_vote = without_vote.or_else(|| Some(member.id.clone()));
+        }
+        without_vote
     }
 
     /// What this member is in the consensus.

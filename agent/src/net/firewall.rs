@@ -2,7 +2,8 @@
 //!
 //! In: settings. Out: a [`FirewallStatus`]. Invariants: the table is replaced as a whole in one transaction, so there
 //! is no moment with half of it; an unchanged table is not written; no other table is touched. Where nothing is asked
-//! there is no table, and the program `nft` is not needed. Sysctls are never set, only reported.
+//! there is no table, and the program `nft` is not needed. Sysctls of the host are never set, only reported; while this node
+//! is a relay of the mesh, forwarding is on for the tunnel's own link, and the table accepts what is forwarded there.
 //!
 //! An `accept` ends the evaluation of our chain only: a chain of another table at the same hook still sees the packet
 //! and may drop it. Such chains are named in the status, because only their owner can let the packet pass.
@@ -36,7 +37,7 @@ use reconciler::FirewallReconciler;
 #[derive(Debug)]
 pub struct Handle {
     inner: reconcile::Handle<Arc<FirewallStatus>>,
-    _follow: Task,
+    _follow: [Task; 2],
     watch: Option<Task>,
 }
 
@@ -54,9 +55,16 @@ impl Handle {
 
 /// Keeps the table as wanted in the network namespace of the calling thread. What another program does to it is seen
 /// at once, or on a kernel that does not announce it, at the next slow check.
-pub fn start(settings: watch::Receiver<Arc<FirewallSettings>>, metrics: &Metrics, stop: Stop) -> Handle {
+///
+/// `relaying`: whether the mesh sends packets of others through this node.
+pub fn start(
+    settings: watch::Receiver<Arc<FirewallSettings>>,
+    relaying: watch::Receiver<bool>,
+    metrics: &Metrics,
+    stop: Stop,
+) -> Handle {
     let table = spec::table_name(&settings.borrow().instance);
-    let mut handle = start_on(LinuxPlatform::default(), settings, metrics, stop);
+    let mut handle = start_on(LinuxPlatform::default(), settings, relaying, metrics, stop);
     match nftables::watch_table(table, handle.trigger().clone()) {
         Ok(task) => handle.watch = Some(task),
         Err(error) => tracing::info!(error = chain(&error), "nftables changes are not announced"),
@@ -68,12 +76,13 @@ pub fn start(settings: watch::Receiver<Arc<FirewallSettings>>, metrics: &Metrics
 pub fn start_on<P: Platform>(
     platform: P,
     settings: watch::Receiver<Arc<FirewallSettings>>,
+    relaying: watch::Receiver<bool>,
     metrics: &Metrics,
     stop: Stop,
 ) -> Handle {
     let trigger = Trigger::default();
-    let follow = trigger.follow(settings.clone());
-    let reconciler = FirewallReconciler::new(platform, settings, metrics);
+    let follow = [trigger.follow(settings.clone()), trigger.follow(relaying.clone())];
+    let reconciler = FirewallReconciler::new(platform, settings, relaying, metrics);
     Handle { inner: reconcile::start(reconciler, trigger, Arc::default(), stop), _follow: follow, watch: None }
 }
 

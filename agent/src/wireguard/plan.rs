@@ -87,10 +87,13 @@ fn peer_changes<'w, 'o>(
     let (mut changes, mut unowned, mut removals) = (Vec::with_capacity(pairs.size_hint().0), Vec::new(), Vec::new());
     for pair in pairs {
         match pair {
-            Pair::Wanted(peer) => new_peer(peer, endpoints, &mut changes),
+            Pair::Wanted(peer) => new_peer(peer, &wanted.allowed_ips(peer), endpoints, &mut changes),
             Pair::Both(peer, state) => {
-                changed_peer(peer, state, endpoints.to_set(peer, state), &mut changes);
-                unowned.extend(lost_prefixes(peer, state).into_iter().filter(|prefix| wanted.owner(prefix).is_none()));
+                let allowed_ips = wanted.allowed_ips(peer);
+                changed_peer((peer, &allowed_ips), state, endpoints.to_set(peer, state), &mut changes);
+                unowned.extend(
+                    lost_prefixes(&allowed_ips, state).into_iter().filter(|prefix| wanted.owner(prefix).is_none()),
+                );
             }
             Pair::Observed(key) => removals.push(PeerChange::Remove(*key)),
         }
@@ -114,7 +117,7 @@ fn drop_key(wanted: &DeviceSpec<'_>) -> PublicKey {
     PublicKey::from_bytes(bytes)
 }
 
-fn new_peer(peer: &Peer, endpoints: &Endpoints<'_>, changes: &mut Vec<PeerChange>) {
+fn new_peer(peer: &Peer, allowed_ips: &[IpNet], endpoints: &Endpoints<'_>, changes: &mut Vec<PeerChange>) {
     let endpoint = peer.endpoint.as_ref().and_then(|endpoint| endpoints.addresses(endpoint).first().copied());
     let update = PeerUpdate {
         preshared_key: wanted_preshared_key(peer),
@@ -122,13 +125,17 @@ fn new_peer(peer: &Peer, endpoints: &Endpoints<'_>, changes: &mut Vec<PeerChange
         persistent_keepalive: peer.persistent_keepalive,
         ..PeerUpdate::new(peer.public_key)
     };
-    split(update, &peer.allowed_ips, changes);
+    split(update, allowed_ips, changes);
 }
 
-fn changed_peer(peer: &Peer, state: &PeerState, endpoint: Option<SocketAddr>, changes: &mut Vec<PeerChange>) {
+fn changed_peer(
+    (peer, allowed_ips): (&Peer, &[IpNet]),
+    state: &PeerState,
+    endpoint: Option<SocketAddr>,
+    changes: &mut Vec<PeerChange>,
+) {
     let keepalive = peer.persistent_keepalive.unwrap_or(0);
-    let gained: Vec<IpNet> =
-        peer.allowed_ips.iter().filter(|prefix| !state.allowed_ips.contains(prefix)).copied().collect();
+    let gained: Vec<IpNet> = allowed_ips.iter().filter(|prefix| !state.allowed_ips.contains(prefix)).copied().collect();
     let same_preshared_key = peer.preshared_key == state.preshared_key;
     if same_preshared_key && keepalive == state.persistent_keepalive && endpoint.is_none() && gained.is_empty() {
         return;
@@ -164,14 +171,14 @@ fn split(update: PeerUpdate, prefixes: &[IpNet], changes: &mut Vec<PeerChange>) 
     changes.extend(follow_ups);
 }
 
-fn lost_prefixes(peer: &Peer, state: &PeerState) -> Vec<IpNet> {
+fn lost_prefixes(allowed_ips: &[IpNet], state: &PeerState) -> Vec<IpNet> {
     // Nothing lost, told without a search: all that is wanted is there, and there is not more.
-    if state.allowed_ips.len() == peer.allowed_ips.len()
-        && peer.allowed_ips.iter().all(|prefix| state.allowed_ips.contains(prefix))
+    if state.allowed_ips.len() == allowed_ips.len()
+        && allowed_ips.iter().all(|prefix| state.allowed_ips.contains(prefix))
     {
         return Vec::new();
     }
-    let wanted: HashSet<&IpNet> = peer.allowed_ips.iter().collect();
+    let wanted: HashSet<&IpNet> = allowed_ips.iter().collect();
     state.allowed_ips.iter().filter(|prefix| !wanted.contains(prefix)).copied().collect()
 }
 

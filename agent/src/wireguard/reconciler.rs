@@ -158,7 +158,7 @@ impl<P: Platform> Wireguard<P> {
         {
             // An answer of the resolver may concern any peer.
             let scope =
-                if known.answers == answers { Scope::Changed(model.changes_since(&known.model)) } else { Scope::All };
+                if known.answers == answers { Scope::Changed(changes(&model, &known.model)) } else { Scope::All };
             return Ok((View { settings, model, answers, ..known }, scope));
         }
         let times_configured = self.platform.times_configured(&link);
@@ -415,6 +415,24 @@ impl<P: Platform> Reconciler for Wireguard<P> {
         self.status = Arc::new(status);
         Pass { status: Arc::clone(&self.status), failed }
     }
+}
+
+/// The peers that the device is to hold otherwise: those that changed, and those whose packets go another way.
+fn changes(model: &Model, older: &Model) -> Vec<PeerChange> {
+    let mut changes = model.changes_since(older);
+    let mut rerouted = model.rerouted_since(older);
+    if !rerouted.is_empty() {
+        for change in &changes {
+            rerouted.remove(&change.key);
+        }
+        let shared = |model: &Model, key| model.peer(key).cloned().map(Arc::new);
+        changes.extend(rerouted.iter().map(|key| PeerChange {
+            key: *key,
+            before: shared(older, key),
+            after: shared(model, key),
+        }));
+    }
+    changes
 }
 
 fn named(peer: &Peer) -> Option<(PublicKey, HostPort)> {

@@ -3,6 +3,7 @@
 //! In: [`Settings`], [`Model`], what names resolved to. Out: [`DeviceSpec`], read by `plan`.
 //! Invariant: an endpoint the peer moved to by itself is not written over (see [`Endpoints::to_set`]).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -22,23 +23,33 @@ pub const HANDSHAKE_FRESH: Duration = Duration::from_secs(180);
 pub const HANDSHAKE_OVERDUE: Duration = Duration::from_secs(135);
 
 /// The device as it is wanted.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct DeviceSpec<'a> {
     pub private_key: &'a PrivateKey,
     /// `None`: any will do.
     pub listen_port: Option<u16>,
     pub fwmark: u32,
     model: &'a Model,
+    /// The peers whose packets each peer carries.
+    carried: BTreeMap<&'a PublicKey, Vec<&'a Peer>>,
 }
 
 impl<'a> DeviceSpec<'a> {
     /// What `settings` and `model` want together.
     pub fn new(settings: &'a Settings, model: &'a Model) -> Self {
+        let mut carried: BTreeMap<&PublicKey, Vec<&Peer>> = BTreeMap::new();
+        for (key, relay) in &model.relays {
+            // One that this node does not know carries nothing.
+            if let (Some(peer), Some(_)) = (model.peer(key), model.peer(&relay.via)) {
+                carried.entry(&relay.via).or_default().push(peer);
+            }
+        }
         Self {
             private_key: &settings.private_key,
             listen_port: Some(settings.listen_port).filter(|port| *port != 0),
             fwmark: settings.fwmark,
             model,
+            carried,
         }
     }
 
@@ -54,7 +65,25 @@ impl<'a> DeviceSpec<'a> {
 
     /// The peer that is to have exactly this prefix.
     pub fn owner(&self, prefix: &IpNet) -> Option<&'a PublicKey> {
-        self.model.owner(prefix)
+        let owner = self.model.owner(prefix)?;
+        Some(self.carrier(owner).unwrap_or(owner))
+    }
+
+    /// What the device lets through from and to a peer: its own prefixes, none where another peer carries its packets, and
+    /// those of the peers it carries.
+    pub fn allowed_ips(&self, peer: &'a Peer) -> Cow<'a, [IpNet]> {
+        if self.model.relays.is_empty() {
+            return Cow::Borrowed(&peer.allowed_ips);
+        }
+        let own = self.carrier(&peer.public_key).map_or(peer.allowed_ips.as_slice(), |_carrier| &[]);
+        let carried = self.carried.get(&peer.public_key).into_iter().flatten().flat_map(|peer| &peer.allowed_ips);
+        Cow::Owned(own.iter().chain(carried).copied().collect())
+    }
+
+    /// Who carries the packets of the peer with this key.
+    fn carrier(&self, key: &PublicKey) -> Option<&'a PublicKey> {
+        let via = &self.model.relays.get(key)?.via;
+        self.model.peer(via).map(|_carrier| via)
     }
 }
 

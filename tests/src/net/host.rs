@@ -234,7 +234,8 @@ impl Firewall {
         let (settings, settings_rx) = watch::channel(Arc::new(firewall_settings(asked)));
         let ((status, trigger), inside) = Inside::start(namespace, move || {
             let shutdown = Shutdown::default();
-            let handle = net::firewall::start(settings_rx, &registered, shutdown.stop());
+            let handle =
+                net::firewall::start(settings_rx, watch::Sender::new(false).subscribe(), &registered, shutdown.stop());
             ((handle.status(), handle.trigger().clone()), (handle, shutdown))
         });
         Self { settings, status, trigger, metrics, _inside: inside }

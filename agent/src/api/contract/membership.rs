@@ -20,6 +20,7 @@ use crate::identity::certificate::{Member, Role, Subject};
 use crate::identity::request;
 use crate::mesh::Happened;
 use crate::mesh::update::{Event, State};
+use crate::model::mesh::BlockedPair;
 use crate::model::mesh::Seat;
 
 /// How long a token may live, in seconds.
@@ -72,6 +73,14 @@ impl Membership for Service {
         }
         let taken = mesh.take_seat(&member.name, seat, raft_address, request.raft_id).await;
         taken.map_err(|error| failures::registry(&error))?;
+        Ok(Response::new(()))
+    }
+
+    async fn say_blocked(&self, request: Request<proto::BlockedPeers>) -> Result<Response<()>, Status> {
+        let member = node(&Caller::of(&request))?;
+        let blocked = wire::read_blocked(&request.into_inner())?;
+        let said = self.sources.mesh_handle.say_blocked(&member.name, &blocked).await;
+        said.map_err(|error| failures::registry(&error))?;
         Ok(Response::new(()))
     }
 
@@ -211,6 +220,22 @@ fn shown(happened: &Happened) -> proto::Event {
             ("changed", Some(id), format!("{id} has other addresses, endpoints, ports or another key"))
         }
         Event::Leader(Some(id)) => ("leader", Some(id), format!("{id} leads")),
+        Event::PeerUp { peer, endpoint } => {
+            let at = endpoint.map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
+            ("peer-up", Some(peer), format!("{peer} answers over the tunnel{at}"))
+        }
+        Event::PeerDown { peer, reason } => ("peer-down", Some(peer), format!("{peer} cannot be reached: {reason}")),
+        Event::PeerMoved { peer, from, to } => {
+            let from = from.map(|from| format!(", before at {from}")).unwrap_or_default();
+            ("peer-moved", Some(peer), format!("{peer} is at {to}{from}"))
+        }
+        Event::Blocked(BlockedPair { first, second, via, reason }) => {
+            let how = via.as_ref().map_or("and nobody carries it".to_owned(), |via| format!("it goes through {via}"));
+            ("relayed", Some(first), format!("nothing goes directly between {first} and {second}, {how}: {reason}"))
+        }
+        Event::Unblocked { first, second } => {
+            ("direct", Some(first), format!("{first} and {second} reach each other directly again"))
+        }
         Event::Leader(None) => ("leader", None, "nobody leads".to_owned()),
     };
     proto::Event {

@@ -134,6 +134,7 @@ pub(super) fn is_elsewhere(path: &str, headers: &HeaderMap, keeps: bool, leads: 
                 | "/weft.v1.Membership/CreateToken"
                 | "/weft.v1.Membership/ListTokens"
                 | "/weft.v1.Membership/DeleteToken"
+                | "/weft.v1.Membership/SayBlocked"
                 | "/weft.v1.Membership/TakeSeat"
                 | "/weft.v1.Membership/Renew"
         );

@@ -3,6 +3,7 @@
 //! Invariant: a member is dialled by its address and believed by its certificate only; before a node is a member itself it
 //! believes the authority in its token.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -219,6 +220,22 @@ impl Remote for Grpc {
             });
             request.set_timeout(SEAT);
             client.take_seat(request).await.map_err(|status| failure(&address, &status))?;
+            Ok(())
+        })
+    }
+
+    fn say_blocked(
+        &self,
+        place: Place,
+        blocked: BTreeMap<NodeId, String>,
+    ) -> BoxFuture<'static, Result<(), RemoteError>> {
+        let identity = self.identity.clone();
+        Box::pin(async move {
+            let address = place.address.to_string();
+            let mut client = MembershipClient::new(channel(&identity, &place).await?);
+            let mut request = tonic::Request::new(wire::blocked_peers(&blocked));
+            request.set_timeout(CALL);
+            client.say_blocked(request).await.map_err(|status| failure(&address, &status))?;
             Ok(())
         })
     }

@@ -1,5 +1,6 @@
 //! The mesh between its own types and the messages of the wire.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -10,6 +11,7 @@ use weft_proto::v1;
 use weft_proto::weft::v1 as proto;
 
 use super::text;
+use crate::foundation::id::NodeId;
 use crate::mesh::remote::Facts;
 use crate::mesh::update::{State, Update};
 use crate::model::mesh::{Member, Mesh, NotASeat, Ports, Seat};
@@ -25,6 +27,7 @@ pub(super) fn update(state: &State, update: &Update) -> proto::MeshUpdate {
         ipv4_range: network(update.ipv4.map(|range| range.to_string())),
         ipv6_prefix: network(update.ipv6.map(|prefix| prefix.to_string())),
         revoked: update.revoked.iter().map(ToString::to_string).collect(),
+        blocked: update.blocked.iter().map(|((node, peer), reason)| shown_blocked(Some(node), peer, reason)).collect(),
     }
 }
 
@@ -44,7 +47,42 @@ pub(super) fn read_update(sent: &proto::MeshUpdate) -> Result<Update, String> {
         ipv4: optional(&sent.ipv4_range, "an IPv4 network")?,
         ipv6: optional(&sent.ipv6_prefix, "an IPv6 network")?,
         revoked: sent.revoked.iter().map(|key| parsed(key, "a fingerprint")).collect::<Result<_, _>>()?,
+        blocked: sent
+            .blocked
+            .iter()
+            .map(|pair| {
+                let pair_of = (parsed(&pair.node, "a node id")?, parsed(&pair.peer, "a node id")?);
+                Ok::<_, String>((pair_of, pair.reason.clone()))
+            })
+            .collect::<Result<_, _>>()?,
     })
+}
+
+fn shown_blocked(node: Option<&NodeId>, peer: &NodeId, reason: &str) -> proto::Blocked {
+    proto::Blocked {
+        node: node.map(ToString::to_string).unwrap_or_default(),
+        peer: peer.to_string(),
+        reason: reason.to_owned(),
+    }
+}
+
+/// Whom this node cannot reach.
+pub(super) fn blocked_peers(blocked: &BTreeMap<NodeId, String>) -> proto::BlockedPeers {
+    proto::BlockedPeers { blocked: blocked.iter().map(|(peer, reason)| shown_blocked(None, peer, reason)).collect() }
+}
+
+/// The longest reason that is kept.
+const LONGEST_REASON: usize = 1024;
+
+/// Whom the caller cannot reach.
+pub(super) fn read_blocked(sent: &proto::BlockedPeers) -> Result<BTreeMap<NodeId, String>, Status> {
+    let one = |blocked: &proto::Blocked| {
+        if blocked.reason.len() > LONGEST_REASON {
+            return Err(format!("a reason of {} bytes is longer than {LONGEST_REASON}", blocked.reason.len()));
+        }
+        Ok((parsed(&blocked.peer, "a node id")?, blocked.reason.clone()))
+    };
+    sent.blocked.iter().map(one).collect::<Result<_, _>>().map_err(Status::invalid_argument)
 }
 
 fn member(node: &v1::MeshNode) -> Result<Member, String> {

@@ -10,6 +10,7 @@ use std::process::ExitStatus;
 use super::plan::{Change, Standing};
 use super::render::DroppingChain;
 use super::spec::Ruleset;
+use crate::foundation::id::LinkName;
 
 /// `nft` did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -58,4 +59,10 @@ pub trait Platform: Send + 'static {
 
     /// Whether packets are forwarded at all.
     fn forwarding(&mut self) -> Forwarding;
+
+    /// Has one link forward whatever the host does; says what it forwards then.
+    fn forward_on(&mut self, link: &LinkName) -> Forwarding;
+
+    /// Has one link forward as the host does.
+    fn forward_as_host(&mut self, link: &LinkName);
 }

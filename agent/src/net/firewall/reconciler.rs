@@ -15,9 +15,10 @@ use super::platform::{NftError, Platform};
 use super::render::DroppingChain;
 use super::spec::{self, Place, Ruleset};
 use crate::foundation::error::chain;
+use crate::foundation::id::LinkName;
 use crate::foundation::metrics::Metrics;
 use crate::foundation::reconcile::{Cause, Pass, Reconciler};
-use crate::net::config::FirewallSettings;
+use crate::net::config::{FirewallConfig, FirewallSettings};
 use crate::net::status::FirewallStatus;
 
 /// Keeps one table as wanted.
@@ -25,6 +26,9 @@ use crate::net::status::FirewallStatus;
 pub struct FirewallReconciler<P> {
     platform: P,
     settings: watch::Receiver<Arc<FirewallSettings>>,
+    relaying: watch::Receiver<bool>,
+    /// Whether forwarding was switched on for the link.
+    carries: bool,
     figures: Figures,
 }
 
@@ -58,8 +62,13 @@ impl Figures {
 }
 
 impl<P: Platform> FirewallReconciler<P> {
-    pub(super) fn new(platform: P, settings: watch::Receiver<Arc<FirewallSettings>>, metrics: &Metrics) -> Self {
-        Self { platform, settings, figures: Figures::register(metrics) }
+    pub(super) fn new(
+        platform: P,
+        settings: watch::Receiver<Arc<FirewallSettings>>,
+        relaying: watch::Receiver<bool>,
+        metrics: &Metrics,
+    ) -> Self {
+        Self { platform, settings, relaying, carries: false, figures: Figures::register(metrics) }
     }
 
     async fn remove(&mut self, table: &str, cause: Cause) -> Result<FirewallStatus, NftError> {
@@ -103,16 +112,45 @@ impl<P: Platform> FirewallReconciler<P> {
             Place::Input => false,
         });
         let forwarding = self.platform.forwarding();
-        if forwards && !forwarding.ipv4 {
+        if forwards && !self.carries && !forwarding.ipv4 {
             status.errors.push(not_forwarding("IPv4", "net.ipv4.ip_forward"));
         }
-        if forwards && !forwarding.ipv6 {
+        if forwards && !self.carries && !forwarding.ipv6 {
             status.notices.push(not_forwarding("IPv6", "net.ipv6.conf.all.forwarding"));
         }
     }
 
+    /// Has the tunnel's link forward while the mesh sends packets of others through this node; says what is in the way.
+    fn carry(&mut self, link: &LinkName, relaying: bool) -> Vec<String> {
+        if !relaying {
+            if self.carries {
+                self.platform.forward_as_host(link);
+                tracing::info!(%link, "this node is no relay any more");
+            }
+            self.carries = false;
+            return Vec::new();
+        }
+        let done = self.platform.forward_on(link);
+        if !self.carries {
+            tracing::info!(%link, "this node is a relay: forwarding is on for the tunnel's link");
+        }
+        self.carries = true;
+        let missing = |family: &str, fix: &str| {
+            format!("this node carries packets between members, but {link} does not forward {family}: {fix}")
+        };
+        let ipv4 = (!done.ipv4).then(|| missing("IPv4", "set net.ipv4.ip_forward to 1"));
+        let ipv6 = (!done.ipv6).then(|| {
+            missing("IPv6", "this kernel is older than 6.17; set net.ipv6.conf.all.forwarding to 1 if members need it")
+        });
+        ipv4.into_iter().chain(ipv6).collect()
+    }
+
     async fn reconcile(&mut self, cause: Cause) -> (FirewallStatus, bool) {
-        let settings = self.settings.borrow_and_update().clone();
+        let mut settings = FirewallSettings::clone(&self.settings.borrow_and_update());
+        let relaying = *self.relaying.borrow_and_update();
+        let for_others_only = relaying && settings.asked == FirewallConfig::default();
+        settings.asked.forward |= relaying;
+        let mut notices = self.carry(&settings.link, relaying);
         let table = spec::table_name(&settings.instance);
         let result = match spec::ruleset(&settings) {
             Ok(None) => self.remove(&table, cause).await,
@@ -120,7 +158,18 @@ impl<P: Platform> FirewallReconciler<P> {
             Err(unfit) => return (FirewallStatus { errors: vec![chain(&unfit)], ..FirewallStatus::default() }, false),
         };
         match result {
-            Ok(status) => (status, false),
+            Ok(mut status) => {
+                status.notices.append(&mut notices);
+                (status, false)
+            }
+            Err(NftError::Missing(_)) if for_others_only => {
+                notices.push(
+                    "this node carries packets between members; where the host's packet filter drops what is forwarded, \
+                     install the package nftables"
+                        .to_owned(),
+                );
+                (FirewallStatus { notices, ..FirewallStatus::default() }, false)
+            }
             Err(error) => {
                 let error = chain(&error);
                 tracing::warn!(table, error, "firewall not as wanted");

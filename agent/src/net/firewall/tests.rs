@@ -92,6 +92,7 @@ struct Running {
     platform: FakePlatform,
     handle: Handle,
     settings: watch::Sender<Arc<FirewallSettings>>,
+    relaying: watch::Sender<bool>,
     _shutdown: Shutdown,
 }
 
@@ -99,8 +100,9 @@ impl Running {
     fn start(platform: FakePlatform, asked: FirewallConfig) -> Self {
         let shutdown = Shutdown::default();
         let (settings_tx, settings_rx) = watch::channel(Arc::new(settings(asked)));
-        let handle = start_on(platform.clone(), settings_rx, &Metrics::default(), shutdown.stop());
-        Self { platform, handle, settings: settings_tx, _shutdown: shutdown }
+        let (relaying, relaying_rx) = watch::channel(false);
+        let handle = start_on(platform.clone(), settings_rx, relaying_rx, &Metrics::default(), shutdown.stop());
+        Self { platform, handle, settings: settings_tx, relaying, _shutdown: shutdown }
     }
 
     async fn until(&self, what: impl Fn(&FirewallStatus) -> bool) -> Arc<FirewallStatus> {
@@ -123,6 +125,30 @@ async fn a_table_that_somebody_altered_is_made_right_and_others_stay() {
     running.handle.trigger().fire();
     running.until(|status| status.applied_steps == 1).await;
     assert_eq!(running.platform.filter().tables, [foreign, rules(everything())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relay_forwards_on_the_tunnel_for_as_long_as_it_is_one() {
+    let running = Running::start(FakePlatform::default(), FirewallConfig::default());
+    running.platform.filter().forwarding = Forwarding { ipv4: false, ipv6: false };
+    running.relaying.send_replace(true);
+    let status = running.until(|status| status.rules == 4).await;
+    assert_eq!((status.errors.as_slice(), status.notices.as_slice()), ([].as_slice(), [].as_slice()));
+    assert_eq!(running.platform.filter().forwarding_links.len(), 1);
+    running.relaying.send_replace(false);
+    running.until(|status| status.table.is_none()).await;
+    assert!(running.platform.filter().tables.is_empty() && running.platform.filter().forwarding_links.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relay_without_nft_forwards_and_says_what_may_be_in_the_way() {
+    let platform = FakePlatform::default();
+    platform.filter().installed = false;
+    let running = Running::start(platform, FirewallConfig::default());
+    running.relaying.send_replace(true);
+    let status = running.until(|status| !status.notices.is_empty()).await;
+    assert!(status.errors.is_empty() && status.notices[0].contains("nftables"), "{status:?}");
+    assert_eq!(running.platform.filter().forwarding_links.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::key::{PresharedKey, PrivateKey};
-use crate::model::{Model, Node};
+use crate::model::{Model, Node, Relay};
 use crate::wireguard::config::BackendChoice;
 use crate::wireguard::settings::Settings;
 use crate::wireguard::spec::Resolved;
@@ -94,6 +94,30 @@ fn any_port_will_do_when_none_is_asked_for() {
 fn a_prefix_moves_by_one_addition() {
     let changes = changes(vec![peer(1, &[1, 2]), peer(2, &[])], vec![peer(1, &[1]), peer(2, &[2])]);
     assert_eq!(changes, [PeerChange::Set(PeerUpdate { gained: vec![prefix(2)], ..PeerUpdate::new(key(2)) })]);
+}
+
+#[test]
+fn a_relayed_peer_keeps_its_keys_and_its_prefixes_go_to_the_relay_and_back() {
+    let direct = model(vec![peer(1, &[1]), peer(2, &[2]), peer(3, &[3])]);
+    let mut relayed = direct.clone();
+    let relay =
+        |via, name: &str| Relay { via: key(via), name: name.parse().expect("a label"), reason: "a wall".into() };
+    relayed.relays = BTreeMap::from([(key(2), relay(1, "peer-1"))]);
+    let gains = |number, prefixes: &[u8]| {
+        let gained = prefixes.iter().map(|number| prefix(*number)).collect();
+        PeerChange::Set(PeerUpdate { gained, ..PeerUpdate::new(key(number)) })
+    };
+    let steps = |from: &Model, to: &Model| plan_for(&settings(), to, &device_of(from)).steps;
+    assert_eq!(steps(&direct, &relayed), [Step::Peers(vec![gains(1, &[2])])]);
+    assert_eq!(steps(&relayed, &direct), [Step::Peers(vec![gains(2, &[2])])]);
+    assert_eq!(steps(&relayed, &relayed), []);
+    let mut by_another = direct.clone();
+    by_another.relays = BTreeMap::from([(key(2), relay(3, "peer-3"))]);
+    assert_eq!(steps(&relayed, &by_another), [Step::Peers(vec![gains(3, &[2])])]);
+    let rerouted: Vec<PublicKey> = by_another.rerouted_since(&relayed).into_iter().collect();
+    assert_eq!(rerouted, [key(1), key(2), key(3)]);
+    by_another.relays = BTreeMap::from([(key(2), relay(9, "gone"))]);
+    assert_eq!(steps(&direct, &by_another), [], "a relay that is not known carries nothing");
 }
 
 #[test]

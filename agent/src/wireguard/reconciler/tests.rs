@@ -4,7 +4,7 @@ use crate::foundation::id::LinkName;
 use crate::foundation::lifecycle::{Readiness, Shutdown};
 use crate::foundation::metrics::Metrics;
 use crate::model::key::{PrivateKey, PublicKey};
-use crate::model::{Backend, Node};
+use crate::model::{Backend, Node, Relay};
 use crate::wireguard::config::BackendChoice;
 use crate::wireguard::device::{PeerChange, PeerState};
 use crate::wireguard::platform::LinkKind;
@@ -244,6 +244,21 @@ async fn first_messages(agent: &Agent) -> String {
     let text = agent.metrics.scrape().await.expect("it formats");
     let line = text.lines().find_map(|line| line.strip_prefix("weft_wireguard_first_messages_total "));
     line.expect("it is counted").to_owned()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relay_that_is_chosen_is_written_at_once() {
+    let world = World::new(vec![peer(1), peer(2)]);
+    let agent = world.start();
+    agent.up().await;
+    let mut relayed = model(vec![peer(1), peer(2)]).sharing(&world.model.borrow());
+    let relay = Relay { via: key(1), name: "peer-1".parse().expect("a label"), reason: "a wall".to_owned() };
+    relayed.relays = BTreeMap::from([(key(2), relay)]);
+    let observations = world.host.host().observations;
+    world.model.send_replace(Arc::new(relayed));
+    agent.until("applied", |status| status.applied_steps == 1).await;
+    assert_eq!((world.peer(1).allowed_ips.len(), world.peer(2).allowed_ips.len()), (2, 0));
+    assert_eq!(world.host.host().observations, observations, "known without a look");
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Forwarding, NftError, Platform};
+use crate::foundation::id::LinkName;
 use crate::net::firewall::plan::{Change, Standing};
 use crate::net::firewall::render::DroppingChain;
 use crate::net::firewall::spec::Ruleset;
@@ -13,6 +14,8 @@ pub struct Filter {
     pub tables: Vec<Ruleset>,
     pub foreign: Vec<DroppingChain>,
     pub forwarding: Forwarding,
+    /// Links that forward whatever the host does.
+    pub forwarding_links: std::collections::BTreeSet<LinkName>,
     /// Whether `nft` is installed.
     pub installed: bool,
     /// How often something was asked, and changed, through the platform.
@@ -28,7 +31,15 @@ impl Default for FakePlatform {
     fn default() -> Self {
         let forwarding = Forwarding { ipv4: true, ipv6: true };
         let (tables, foreign) = (Vec::new(), Vec::new());
-        Self(Arc::new(Mutex::new(Filter { tables, foreign, forwarding, installed: true, reads: 0, writes: 0 })))
+        Self(Arc::new(Mutex::new(Filter {
+            tables,
+            foreign,
+            forwarding,
+            forwarding_links: Default::default(),
+            installed: true,
+            reads: 0,
+            writes: 0,
+        })))
     }
 }
 
@@ -75,5 +86,14 @@ impl Platform for FakePlatform {
 
     fn forwarding(&mut self) -> Forwarding {
         self.filter().forwarding
+    }
+
+    fn forward_on(&mut self, link: &LinkName) -> Forwarding {
+        self.filter().forwarding_links.insert(link.clone());
+        Forwarding { ipv4: true, ipv6: true }
+    }
+
+    fn forward_as_host(&mut self, link: &LinkName) {
+        self.filter().forwarding_links.remove(link);
     }
 }

@@ -14,6 +14,7 @@ use tokio::process::Command;
 
 use super::{Forwarding, NftError, Platform};
 use crate::foundation::error::chain;
+use crate::foundation::id::LinkName;
 use crate::net::firewall::plan::{Change, Standing};
 use crate::net::firewall::render::{self, DroppingChain, Normal};
 use crate::net::firewall::spec::Ruleset;
@@ -81,6 +82,30 @@ impl Platform for LinuxPlatform {
             ipv6: sysctl("/proc/sys/net/ipv6/conf/all/forwarding"),
         }
     }
+
+    fn forward_on(&mut self, link: &LinkName) -> Forwarding {
+        let forwarding = self.forwarding();
+        Forwarding {
+            ipv4: switch(&of_link("ipv4", link, "forwarding"), "1"),
+            ipv6: forwarding.ipv6 || switch(&of_link("ipv6", link, "force_forwarding"), "1"),
+        }
+    }
+
+    fn forward_as_host(&mut self, link: &LinkName) {
+        let forwarding = self.forwarding();
+        switch(&of_link("ipv4", link, "forwarding"), if forwarding.ipv4 { "1" } else { "0" });
+        switch(&of_link("ipv6", link, "force_forwarding"), "0");
+    }
+}
+
+fn of_link(family: &str, link: &LinkName, name: &str) -> String {
+    format!("/proc/sys/net/{family}/conf/{link}/{name}")
+}
+
+/// Writes a sysctl where it differs; says whether it is so now. Links and sysctls come and go: the next look tries again.
+fn switch(path: &str, value: &str) -> bool {
+    let is_so = || std::fs::read_to_string(path).is_ok_and(|text| text.trim() == value);
+    is_so() || (std::fs::write(path, value).is_ok() && is_so())
 }
 
 /// Answers for the namespace of the calling thread; reading it is one short system call, hence not on another thread.
