@@ -72,8 +72,9 @@ impl Matrix {
     /// Takes the rows that the script has counted.
     fn add(&mut self, lines: &str) {
         for line in lines.lines() {
-            let counted: serde_json::Value =
-                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            let parsed = serde_json::from_str::<serde_json::Value>(line);
+            assert!(parsed.is_ok(), "{parsed:?}: {line}");
+            let counted = parsed.unwrap_or_default();
             let row = self.0.entry(counted["row"].as_str().expect("named").to_owned()).or_default();
             row.attempts += counted["attempts"].as_u64().expect("counted");
             let through = counted["through"].as_array().expect("a list");
@@ -85,7 +86,8 @@ impl Matrix {
     fn judge(&self) {
         let mut table = String::new();
         for name in ROWS.iter().chain(&MORE_ROWS) {
-            let row = self.0.get(*name).unwrap_or_else(|| panic!("{name} was not tried"));
+            assert!(self.0.contains_key(*name), "{name} was not tried");
+            let row = &self.0[*name];
             let (attempts, through) = (row.attempts, row.through.len());
             table.push_str(&format!("attack matrix: {name}: {attempts} attempts, {through} got through\n"));
             assert!(attempts > 0, "{name}: nothing was tried");
@@ -269,7 +271,7 @@ fn through_ssh(matrix: &mut Matrix, host: &NetNs, directory: &Path) {
         said = ping(host, "127.0.0.1", 8081).unwrap_or_default();
         !said.is_empty()
     });
-    forwarded.unwrap_or_else(|error| panic!("{error:#}\n{}\n{}", client.log(), server.log()));
+    assert!(forwarded.is_ok(), "{forwarded:?}\n{}\n{}", client.log(), server.log());
     assert!(said.contains("sshd"), "it is known for what it is: {said}");
     for _ in 0..5 {
         for port in [8081, 8082] {
