@@ -55,6 +55,10 @@ fn the_only_voter_without_its_store_waits_for_a_backup_and_founds_nothing() {
     let beta = TestAgent::start(scenario.host(1), edge).expect("it starts");
     join(&beta, &Scenario::address(0), &token(&alpha));
     eventually(DEADLINE, "alpha knows beta", || peers(&alpha) == ["beta"]).expect("joined");
+    // A burst of changes is written once, a moment later.
+    let state = alpha.directory().join("state/mesh/state");
+    let is_kept = || fs::read_to_string(&state).is_ok_and(|text| text.contains("\"beta\""));
+    eventually(DEADLINE, "alpha keeps that it has a member", is_kept).expect("written");
     let backup = alpha.directory().join("backup.db");
     let file = backup.display().to_string();
     alpha.cli_text(&["store", "backup", &file]).expect("written");

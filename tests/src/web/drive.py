@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 
 import jsonschema
 import requests
@@ -118,7 +119,9 @@ try:
     by_script = {"check_type": "script", "script": "true", "interval": 200}
     client.start_process({"name": "checked", "script": "sleep", "args": ["1000"], "health_check": by_script})
     assert complete.wait(20), f"only {seen} came: {lines[-20:]}"
-    health = ask("GET", one + "/health", "checked").json()["health"]
+    until = time.monotonic() + 20
+    while (health := ask("GET", one + "/health", "checked").json()["health"])["total_checks"] == 0:
+        assert time.monotonic() < until, health
     assert health["status"] == "healthy" and health["total_checks"] >= 1 and health["success_rate"] == 100.0, health
     ask("DELETE", one, "checked", params={"purge": "true"})
 
