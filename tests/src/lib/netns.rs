@@ -72,7 +72,7 @@ impl NetNs {
         ensure!(
             output.status.success(),
             "`{}` in {} ended with {}: {}{}",
-            words.join(" "),
+            shown(words),
             self.name,
             output.status,
             String::from_utf8_lossy(&output.stdout),
@@ -98,6 +98,15 @@ impl Drop for NetNs {
     fn drop(&mut self) {
         remove(&self.path);
     }
+}
+
+/// The command as a message shows it: a script handed over as a word is cut to its beginning, so that what went wrong is seen.
+fn shown(words: &[&str]) -> String {
+    let cut = |word: &&str| match word.char_indices().nth(120) {
+        Some((at, _)) => format!("{}…", &word[..at]),
+        None => (*word).to_owned(),
+    };
+    words.iter().map(cut).collect::<Vec<_>>().join(" ")
 }
 
 /// Joins two namespaces with a veth pair, both ends up. Addresses are `ADDRESS/LENGTH`; none gives a bare link.
