@@ -134,20 +134,15 @@ impl Handle {
     /// # Errors
     /// [`StoreError`].
     pub async fn query(&self, statement: Statement, consistency: Consistency) -> Result<Rows, StoreError> {
-        if consistency == Consistency::Linearizable {
-            let barrier = async {
-                let index = self.shared.running()?.barrier().index();
-                let index = index.await?;
-                let mut applied = self.shared.applied.subscribe();
-                // The sender lives in what we hold.
-                drop(applied.wait_for(|applied| *applied >= index).await);
-                Ok::<(), StoreError>(())
-            };
-            let late = |_elapsed| StoreError::Timeout { seconds: PATIENCE.as_secs() };
-            timeout(PATIENCE, barrier).await.map_err(late)??;
-        }
+        let least = match consistency {
+            Consistency::Linearizable => {
+                let late = |_elapsed| StoreError::Timeout { seconds: PATIENCE.as_secs() };
+                timeout(PATIENCE, self.shared.applied_all()).await.map_err(late)??
+            }
+            Consistency::Local => 0,
+        };
         let readers = self.shared.running()?.readers.clone();
-        let result = readers.query(statement.as_query()).await;
+        let result = readers.query(statement.as_query(), least).await;
         self.shared.metrics.query(consistency, &result);
         result
     }
@@ -300,6 +295,16 @@ impl Handle {
 }
 
 impl Shared {
+    /// Waits until everything that was committed before this call is carried out here; the log index of the last of it.
+    async fn applied_all(&self) -> Result<u64, StoreError> {
+        let index = self.running()?.barrier().index();
+        let index = index.await?;
+        let mut applied = self.applied.subscribe();
+        // The sender lives in what we hold.
+        drop(applied.wait_for(|applied| *applied >= index).await);
+        Ok(index)
+    }
+
     /// Tries until a leader takes it. `missing` says why none does, while nothing is proposed.
     async fn propose_until(&self, payload: Payload, missing: &mut Option<String>) -> Result<Vec<Outcome>, StoreError> {
         loop {

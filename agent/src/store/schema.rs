@@ -76,11 +76,11 @@ async fn look(shared: &Shared, schemas: &[Schema], leads: bool) -> Result<bool, 
 /// How far `schema` is here.
 async fn version(running: &Running, schema: &Schema) -> Result<usize, StoreError> {
     let exists = Statement::new("SELECT 1 FROM sqlite_schema WHERE name = 'weft_schema'").as_query();
-    if running.readers.query(exists).await?.rows.is_empty() {
+    if running.readers.query(exists, 0).await?.rows.is_empty() {
         return Ok(0);
     }
     let read = Statement::new("SELECT version FROM weft_schema WHERE name = ?").bind(schema.name).as_query();
-    let rows = running.readers.query(read).await?.rows;
+    let rows = running.readers.query(read, 0).await?.rows;
     let number = rows.first().and_then(|row| row.first()).and_then(super::Value::as_integer).unwrap_or_default();
     Ok(usize::try_from(number).unwrap_or_default())
 }

@@ -20,7 +20,8 @@ const THREADS: usize = 2;
 /// Queries that wait for one thread; more are told to try again.
 const QUEUE: usize = 1024;
 
-type Job = (Statement, oneshot::Sender<Result<Rows, StoreError>>);
+/// A query, the log index that its answer must hold at least, and where the answer goes.
+type Job = (Statement, u64, oneshot::Sender<Result<Rows, StoreError>>);
 
 /// The threads; cheap to clone.
 #[derive(Debug, Clone)]
@@ -50,12 +51,15 @@ impl Readers {
         Ok(Self { queues: queues.into(), next: Arc::default() })
     }
 
-    /// The rows of `statement` in what is applied here.
-    pub(in crate::store) async fn query(&self, statement: Statement) -> Result<Rows, StoreError> {
+    /// The rows of `statement` in what is applied here, which is the log up to `least` or more.
+    ///
+    /// # Errors
+    /// [`StoreError`]; a state that is older than `least` is an error, never an answer.
+    pub(in crate::store) async fn query(&self, statement: Statement, least: u64) -> Result<Rows, StoreError> {
         let (done, answer) = oneshot::channel();
         let place = self.next.fetch_add(1, Ordering::Relaxed) % self.queues.len();
         let stopped = || StoreError::NotRunning("the threads that read are gone".to_owned());
-        self.queues[place].try_send((statement, done)).map_err(|error| match error {
+        self.queues[place].try_send((statement, least, done)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => StoreError::Busy,
             mpsc::error::TrySendError::Closed(_) => stopped(),
         })?;
@@ -65,17 +69,17 @@ impl Readers {
 
 fn start(mut runner: Runner, mut jobs: mpsc::Receiver<Job>) -> io::Result<()> {
     let work = move || {
-        while let Some((statement, done)) = jobs.blocking_recv() {
+        while let Some((statement, least, done)) = jobs.blocking_recv() {
             if !done.is_closed() {
                 // Whoever asked may be gone by now.
-                done.send(answer(&mut runner, &statement)).unwrap_or_default();
+                done.send(answer(&mut runner, &statement, least)).unwrap_or_default();
             }
         }
     };
     thread::Builder::new().name("store-read".to_owned()).spawn(work).map(drop)
 }
 
-fn answer(runner: &mut Runner, statement: &Statement) -> Result<Rows, StoreError> {
+fn answer(runner: &mut Runner, statement: &Statement, least: u64) -> Result<Rows, StoreError> {
     let failed = |error: rusqlite::Error| StoreError::Failed(format!("failed to read the database: {error}"));
     runner.inside(|connection| connection.prepare_cached("BEGIN")?.execute([])).map_err(failed)?;
     let position = runner.inside(read_position);
@@ -83,6 +87,10 @@ fn answer(runner: &mut Runner, statement: &Statement) -> Result<Rows, StoreError
     // A transaction that only read has nothing to lose.
     runner.inside(|connection| connection.prepare_cached("COMMIT")?.execute([])).map_err(failed)?;
     let index = position.map_err(failed)?.applied.map_or(0, |id| id.index);
+    if index < least {
+        let text = format!("the database shows its state at {index} although {least} is carried out; run weft doctor");
+        return Err(StoreError::Failed(text));
+    }
     match result {
         Ok(Outcome::Rows(rows)) => Ok(Rows { index, ..rows }),
         Ok(Outcome::Executed(_)) => Err(StoreError::Failed("a query gave no rows".to_owned())),
