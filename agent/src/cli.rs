@@ -261,43 +261,8 @@ enum ClientCommand {
     /// before is online.
     #[command(after_help = "Examples:\n  weft reload\n  weft reload web")]
     Reload(process::ReloadArgs),
-    /// List processes: what runs, since when, what it uses, and why not
-    #[command(visible_aliases = ["list", "ls"])]
-    Ps(process::PsArgs),
-    /// Start a program under supervision, or what was defined before
-    ///
-    /// It gets a cgroup of its own and is started again when it ends, at once the first time, then later and later; after
-    /// --max-restarts within five minutes it is given up. It is there again after a restart of the agent and a reboot. What
-    /// it writes is kept with the time of each line: `weft logs`.
-    #[command(
-        after_help = "Examples:\n  weft start ./server --name api --port 3000\n  weft start app.js -i max --port 3000-3003\n  \
-                      weft start \"node server.js\" --env NODE_ENV=production\n  weft start api                     again, after \
-                      weft stop\n  weft start ./job --no-autorestart -- --once"
-    )]
-    Start(Box<process::StartArgs>),
-    /// Stop processes and wait until nothing is left of them
-    ///
-    /// Each is asked to end; after its kill timeout everything in its cgroup is killed. They stay defined.
-    Stop(process::NamesArgs),
-    /// Stop processes and start them again
-    Restart(process::RestartArgs),
-    /// Change how many instances of a process there are
-    #[command(after_help = "Examples:\n  weft scale web 4\n  weft scale web +2\n  weft scale web -1")]
-    Scale(process::ScaleArgs),
-    /// Stop processes and forget them; their logs stay
-    #[command(visible_aliases = ["del", "rm"])]
-    Delete(process::DeleteArgs),
-    /// Show everything about a process
-    #[command(visible_aliases = ["show", "info"])]
-    Describe(process::NameArgs),
-    /// Show what processes write
-    #[command(after_help = "Examples:\n  weft logs web -f\n  weft logs --lines 100 --err\n  \
-                            weft logs web --since 2026-01-02T03:04:05Z --json")]
-    Logs(process::LogsArgs),
-    /// Set the restart counters of processes to zero
-    Reset(process::NamesArgs),
-    /// Write the list of processes to disk now; every change does so by itself
-    Save(JsonArgs),
+    #[command(flatten)]
+    Process(process::ProcessCommand),
     /// Check configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -555,16 +520,7 @@ fn dispatch(target: &Target, command: &ClientCommand, daemon: Daemon) -> Result<
                 None => down::reload(&target.client()?, args.json).await,
             }
         }),
-        ClientCommand::Ps(args) => block_on(async { process::ps(&target.client()?, args).await }),
-        ClientCommand::Start(args) => block_on(async { process::start(&target.client()?, args).await }),
-        ClientCommand::Stop(args) => block_on(async { process::act(&target.client()?, "stop", args).await }),
-        ClientCommand::Restart(args) => block_on(async { process::restart(&target.client()?, args).await }),
-        ClientCommand::Scale(args) => block_on(async { process::scale(&target.client()?, args).await }),
-        ClientCommand::Delete(args) => block_on(async { process::delete(&target.client()?, args).await }),
-        ClientCommand::Describe(args) => block_on(async { process::describe(&target.client()?, args).await }),
-        ClientCommand::Logs(args) => block_on(async { process::logs(&target.client()?, args).await }),
-        ClientCommand::Reset(args) => block_on(async { process::act(&target.client()?, "reset", args).await }),
-        ClientCommand::Save(args) => block_on(async { process::save(&target.client()?, args.json).await }),
+        ClientCommand::Process(command) => block_on(async { process::run(&target.client()?, command).await }),
         ClientCommand::Config(ConfigCommand::Check { file }) => config::check(target, file.as_deref()),
         ClientCommand::Import(ImportCommand::WgQuick(args)) => wg_quick::run(args),
         ClientCommand::Import(ImportCommand::Pm2(args)) => process::import(args),

@@ -103,7 +103,7 @@ fn start_on_host(settings: Settings, registry: &Registry, blocker: Blocker, stop
         keep: settings.config.log_keep,
         compress: settings.config.log_compress,
     };
-    let launcher: Launcher = platform::linux::keeper_launcher(&settings.instance, &settings.run_dir);
+    let launcher: Launcher = platform::linux::keeper::launcher(&settings.instance, &settings.run_dir);
     let (logs, logs_task) = LogKeeper::start(&settings.run_dir, launcher);
     let own = [&settings.run_dir, &settings.state_dir].map(PathBuf::clone);
     let platform = Linux::prepare(&settings.instance, own, logs.clone(), log_policy.clone())?;

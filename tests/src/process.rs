@@ -2,6 +2,7 @@
 
 mod health;
 mod inherited;
+mod input;
 mod keeping;
 mod limits;
 mod renewal;

@@ -23,7 +23,7 @@ use crate::foundation::error::chain;
 use crate::foundation::rfc3339;
 use crate::process::definition::Definition;
 use crate::process::error::{Error, ErrorKind};
-use crate::process::handle::{Change, Scale, Target};
+use crate::process::handle::{Change, MOST_INPUT_BYTES, Scale, Target};
 use crate::process::logs::{LogLine, LogQuery, Stream};
 use crate::process::quantity::Ports;
 use crate::process::view::{Exit, View};
@@ -110,6 +110,7 @@ pub(super) fn routes() -> Router<Arc<Sources>> {
         .route("/process", get(list).post(create))
         .route("/process/save", post(save))
         .route("/process/{target}", get(describe).delete(delete))
+        .route("/process/{target}/send", post(send))
         .route("/process/{target}/{verb}", post(act))
         .route("/process/{target}/logs", get(logs))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -206,6 +207,32 @@ async fn save((State(sources), Extension(caller)): Asked) -> Result<Response, Ap
     let count = sources.process.snapshot().processes.len();
     let done = vec![format!("{count} process(es) are in {}; every change is written there by itself", path.display())];
     Ok(Json(serde_json::json!({ "schema": view::SCHEMA, "done": done })).into_response())
+}
+
+/// What `send` takes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Input {
+    input: String,
+}
+
+async fn send(
+    (State(sources), Extension(caller)): Asked,
+    Path(target): Path<String>,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    if caller.uid != 0 {
+        let text = "only root may send input: what reads it may be a shell with any user's rights";
+        return Err(ApiError::new(ErrorCode::Forbidden, text));
+    }
+    let wrong = |text: String| ApiError::new(ErrorCode::InvalidArgument, text);
+    let Input { input } =
+        serde_json::from_slice(&body).map_err(|error| wrong(format!("the input cannot be read: {error}")))?;
+    if input.is_empty() || input.len() > MOST_INPUT_BYTES {
+        return Err(wrong(format!("the input has {} bytes; 1 to {MOST_INPUT_BYTES} are taken", input.len())));
+    }
+    audit(&caller, "send", &target);
+    Ok(Json(items(&sources.process.send(&Target::parse(&target), input.into_bytes()).await?)).into_response())
 }
 
 /// What a restart or a scale takes.

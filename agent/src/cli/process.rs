@@ -1,9 +1,12 @@
-//! Processes: `ps`, `start`, `stop`, `restart`, `reload NAME`, `scale`, `delete`, `describe`, `logs`, `save`, `reset`.
+//! Processes: `ps`, `start`, `stop`, `restart`, `reload NAME`, `scale`, `delete`, `describe`, `logs`, `send`, `save`, `reset`.
+
+mod command;
 
 mod args;
 mod files;
 mod live;
 mod logs;
+mod send;
 mod show;
 mod start;
 
@@ -16,12 +19,11 @@ use super::{Exit, Failure};
 use crate::api::process::List;
 use crate::process::logs::keeper;
 
-pub(super) use args::{
-    DeleteArgs, ImportArgs, LogsArgs, NameArgs, NamesArgs, PsArgs, ReloadArgs, RestartArgs, ScaleArgs, StartArgs,
-};
+use args::{DeleteArgs, NameArgs, NamesArgs, PsArgs, RestartArgs, ScaleArgs};
+
+pub(super) use args::{ImportArgs, ReloadArgs};
+pub(super) use command::{ProcessCommand, run};
 pub(super) use files::{FileError, import};
-pub(super) use logs::run as logs;
-pub(super) use start::run as start;
 
 /// Runs the log keeper of `run_dir`; what the agent starts, not people.
 pub(super) fn keep_logs(run_dir: &std::path::Path) -> Result<Exit, Failure> {
@@ -29,7 +31,7 @@ pub(super) fn keep_logs(run_dir: &std::path::Path) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-pub(super) async fn ps(client: &Client, args: &PsArgs) -> Result<Exit, Failure> {
+async fn ps(client: &Client, args: &PsArgs) -> Result<Exit, Failure> {
     if args.watch {
         return live::run(client, args).await;
     }
@@ -52,7 +54,7 @@ fn print(list: &List, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) async fn describe(client: &Client, args: &NameArgs) -> Result<Exit, Failure> {
+async fn describe(client: &Client, args: &NameArgs) -> Result<Exit, Failure> {
     let list: List = client.get(&path(&args.name, "")).await?;
     if args.json {
         output::print_json(&list)?;
@@ -63,7 +65,7 @@ pub(super) async fn describe(client: &Client, args: &NameArgs) -> Result<Exit, F
 }
 
 /// `stop`, `reset`: the same for every name, all of them tried.
-pub(super) async fn act(client: &Client, verb: &str, args: &NamesArgs) -> Result<Exit, Failure> {
+async fn act(client: &Client, verb: &str, args: &NamesArgs) -> Result<Exit, Failure> {
     let mut done = Vec::new();
     for name in &args.names {
         let list: List = client.send(Method::POST, &path(name, verb), &Value::Null).await?;
@@ -79,7 +81,7 @@ fn finish(processes: Vec<crate::api::process::Item>, json: bool) -> Result<Exit,
     Ok(if failed { Exit::Failed } else { Exit::Ok })
 }
 
-pub(super) async fn restart(client: &Client, args: &RestartArgs) -> Result<Exit, Failure> {
+async fn restart(client: &Client, args: &RestartArgs) -> Result<Exit, Failure> {
     let mut body = json!({});
     if let Some(port) = &args.port {
         body["port"] = Value::from(port.as_str());
@@ -100,7 +102,7 @@ pub(super) async fn reload(client: &Client, name: &str, json: bool) -> Result<Ex
     finish(list.processes, json)
 }
 
-pub(super) async fn scale(client: &Client, args: &ScaleArgs) -> Result<Exit, Failure> {
+async fn scale(client: &Client, args: &ScaleArgs) -> Result<Exit, Failure> {
     let wrong = || Failure::Usage(format!("{:?} is not a number like 4, +2 or -1", args.instances));
     let body = match args.instances.strip_prefix('+') {
         Some(more) => json!({ "by": more.parse::<u16>().map_err(|_not| wrong())? }),
@@ -114,7 +116,7 @@ pub(super) async fn scale(client: &Client, args: &ScaleArgs) -> Result<Exit, Fai
     finish(list.processes, args.json)
 }
 
-pub(super) async fn delete(client: &Client, args: &DeleteArgs) -> Result<Exit, Failure> {
+async fn delete(client: &Client, args: &DeleteArgs) -> Result<Exit, Failure> {
     let mut gone = Vec::new();
     for name in &args.names {
         let list: List = client.send(Method::DELETE, &path(name, ""), &Value::Null).await?;
@@ -129,7 +131,7 @@ pub(super) async fn delete(client: &Client, args: &DeleteArgs) -> Result<Exit, F
     Ok(Exit::Ok)
 }
 
-pub(super) async fn save(client: &Client, json: bool) -> Result<Exit, Failure> {
+async fn save(client: &Client, json: bool) -> Result<Exit, Failure> {
     let done = client.command("/process/save").await?;
     if json {
         output::print_json(&done)?;

@@ -4,6 +4,7 @@
 //! known is refused by name. [`Definition::validate`] turns one into a [`Spec`], which cannot be wrong in itself.
 
 pub mod health;
+pub mod stdin;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use self::health::HealthCheck;
+use self::stdin::Stdin;
 use super::quantity::{Count, Patterns, Ports, Size, Span, Watch, Words};
 
 /// One process, as written.
@@ -38,6 +40,9 @@ pub struct Definition {
     /// A file of `NAME=value` lines, read at every start; `env` wins over it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub env_file: Option<PathBuf>,
+    /// What it reads as its standard input: `null`, `pipe` (`weft send` writes into it), or the absolute path of a file.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub stdin: Stdin,
     #[serde(default = "default_namespace")]
     pub namespace: String,
     #[serde(default = "one")]
@@ -245,6 +250,7 @@ impl Definition {
             interpreter_args: Words::default(),
             env: BTreeMap::new(),
             env_file: None,
+            stdin: Stdin::Null,
             namespace: default_namespace(),
             instances: one(),
             exec_mode: ExecMode::Fork,

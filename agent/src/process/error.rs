@@ -30,6 +30,8 @@ pub enum Error {
     TooMany { most: usize },
     #[error("process '{name}' is being reloaded")]
     Busy { name: String },
+    #[error("process '{name}' takes no input: {why}")]
+    NoInput { name: String, why: String },
     #[error("failed to save the list of processes: {why}")]
     Save { why: String },
     #[error("this agent supervises nothing: {why}")]
@@ -63,7 +65,7 @@ impl Error {
             Self::Invalid(_) => ErrorKind::Invalid,
             Self::PortInUse { .. } => ErrorKind::PortInUse,
             Self::Start { .. } => ErrorKind::StartFailed,
-            Self::Configured { .. } | Self::Busy { .. } => ErrorKind::Conflict,
+            Self::Configured { .. } | Self::Busy { .. } | Self::NoInput { .. } => ErrorKind::Conflict,
             Self::TooMany { .. } => ErrorKind::Resources,
             Self::Save { .. } => ErrorKind::Failed,
             Self::Disabled { .. } | Self::Stopping => ErrorKind::Unavailable,

@@ -19,6 +19,8 @@ use super::view::{Event, Snapshot, Status, View};
 
 /// How long a stop or a restart is waited for beyond the process's own kill timeout.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The most that one [`Handle::send`] writes: pipe(7) takes this whole or not at all.
+pub const MOST_INPUT_BYTES: usize = 4096;
 /// How often files are looked at for a reader that follows them.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -33,6 +35,7 @@ pub(super) enum Request {
     Scale(String, Scale, Reply<Vec<u32>>),
     Delete(Target, Reply<Vec<u32>>),
     Reset(Target, Reply<Vec<u32>>),
+    Send(Target, Vec<u8>, Reply<Vec<u32>>),
     Configure(Vec<Spec>, Reply<Vec<String>>),
     Sample(Reply<()>),
     Save(Reply<PathBuf>),
@@ -248,6 +251,15 @@ impl Handle {
     /// There is none.
     pub async fn reset(&self, target: &Target) -> Result<Vec<Arc<View>>, Error> {
         let ids = self.ask(|reply| Request::Reset(target.clone(), reply)).await?;
+        Ok(self.views(&ids))
+    }
+
+    /// Writes `input` into the standard input of what is meant, at most [`MOST_INPUT_BYTES`].
+    ///
+    /// # Errors
+    /// There is none, or one of them has no pipe there, does not run, or does not read; those before it got the input.
+    pub async fn send(&self, target: &Target, input: Vec<u8>) -> Result<Vec<Arc<View>>, Error> {
+        let ids = self.ask(|reply| Request::Send(target.clone(), input, reply)).await?;
         Ok(self.views(&ids))
     }
 

@@ -129,6 +129,9 @@ pub trait Platform: Send + Sync + 'static {
         limit: Duration,
     ) -> impl Future<Output = Result<(), String>> + Send;
 
+    /// Writes into the standard input of a process that has a pipe there: all of it or nothing. Why it was not written.
+    fn send(&self, place: &Place, input: Vec<u8>) -> impl Future<Output = Result<(), String>> + Send;
+
     /// Nothing will be written under this name any more: what is left is written, then nobody waits for more.
     fn retire(&self, log_name: &str) -> impl Future<Output = ()> + Send;
 

@@ -16,6 +16,7 @@ mod rollout;
 mod sample;
 mod saved;
 mod scheduling;
+mod sending;
 mod watching;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +30,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{broadcast, mpsc, watch};
 
 use super::definition::Definition;
+use super::error::Error;
 use super::handle::{Reply, Request, Watchers};
 use super::health::Monitor;
 use super::machine::{Action, Input};
@@ -70,6 +72,8 @@ enum Done<C> {
     Swept(u32, u64),
     /// A health check has ended.
     Probed(u32, u64, Result<(), String>),
+    /// Input was written, or not.
+    Sent(Result<Vec<u32>, Error>, Reply<Vec<u32>>),
     /// A cgroup that belongs to nobody was cleared.
     Cleared,
     Sampled(Vec<(u32, u64, Option<Usage>)>, Instant),
@@ -213,6 +217,7 @@ impl<P: Platform> Supervisor<P> {
                 }
             }
             Done::Probed(id, generation, result) => self.on_probed(id, generation, result, now),
+            Done::Sent(result, reply) => self.answer(reply, result),
             Done::Cleared => {}
             Done::Sampled(usages, at) => self.on_sampled(usages, at, now),
             Done::Saved(version, result) => self.on_saved(version, result),

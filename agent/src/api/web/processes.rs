@@ -58,6 +58,7 @@ impl From<Error> for Problem {
             | Error::Busy { .. }
             | Error::Save { .. }
             | Error::Disabled { .. }
+            | Error::NoInput { .. }
             | Error::Stopping => problem,
         }
     }

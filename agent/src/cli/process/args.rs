@@ -125,6 +125,17 @@ pub(in crate::cli) struct LogsArgs {
 }
 
 #[derive(Debug, Args)]
+pub(in crate::cli) struct SendArgs {
+    /// An id, the name of an instance, or of a process with all its instances
+    pub(super) name: String,
+    /// What is written
+    pub(super) words: Vec<String>,
+    /// The processes that got it as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(in crate::cli) struct ImportArgs {
     /// ecosystem.config.js, an ecosystem file in JSON, YAML or TOML, or what `pm2 save` wrote (~/.pm2/dump.pm2)
     pub(super) file: PathBuf,
@@ -162,6 +173,9 @@ pub(in crate::cli) struct StartArgs {
     /// A file of NAME=VALUE lines, read at every start
     #[arg(long, value_name = "FILE")]
     pub(super) env_file: Option<PathBuf>,
+    /// What it reads as its standard input: null, pipe for `weft send`, or a file [default: null]
+    #[arg(long, value_name = "null|pipe|FILE")]
+    pub(super) stdin: Option<String>,
     /// What runs the script; none: it runs itself
     #[arg(long)]
     pub(super) interpreter: Option<String>,
@@ -223,6 +237,7 @@ impl StartArgs {
             || !(self.arguments.is_empty() && self.env.is_empty() && self.watch.is_empty())
             || self.cwd.is_some()
             || self.env_file.is_some()
+            || self.stdin.is_some()
             || self.health_check_url.is_some()
             || self.max_memory.is_some()
             || self.kill_timeout.is_some()

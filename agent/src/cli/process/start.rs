@@ -108,6 +108,10 @@ fn definition(args: &StartArgs) -> Result<Value, Failure> {
     if let Some(file) = &args.env_file {
         definition["env_file"] = Value::from(absolute(file));
     }
+    if let Some(stdin) = &args.stdin {
+        let is_word = matches!(stdin.as_str(), "null" | "pipe");
+        definition["stdin"] = Value::from(if is_word { stdin.clone() } else { absolute(Path::new(stdin)) });
+    }
     add_watch(&mut definition, args);
     if let Some(url) = &args.health_check_url {
         definition["health_check"] = json!({ "check_type": "http", "url": url });

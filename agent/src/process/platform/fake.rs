@@ -38,6 +38,8 @@ struct State {
     clock: Option<tokio::time::Instant>,
     /// Files that change, for those who watch.
     changes: Option<broadcast::Sender<PathBuf>>,
+    /// What was sent to each cgroup.
+    sent: Vec<(String, Vec<u8>)>,
     /// Why no file can be watched.
     blind: Option<String>,
 }
@@ -106,6 +108,11 @@ impl Fake {
             state.failing.retain(|failing| failing != command);
             state.failing.extend(fails.then(|| command.to_owned()));
         });
+    }
+
+    /// What was sent so far, after the cgroup it was sent to.
+    pub fn sent(&self) -> Vec<(String, Vec<u8>)> {
+        self.with(|state| state.sent.clone())
     }
 
     /// A file changes; returns how many watch it.
@@ -183,6 +190,11 @@ impl Platform for Fake {
             state.commands.push(format!("{} {command}", launch.place.cgroup()));
             if state.failing.iter().any(|failing| failing == command) { Err("code 1".to_owned()) } else { Ok(()) }
         })
+    }
+
+    async fn send(&self, place: &Place, input: Vec<u8>) -> Result<(), String> {
+        self.with(|state| state.sent.push((place.cgroup(), input)));
+        Ok(())
     }
 
     async fn retire(&self, _log_name: &str) {}

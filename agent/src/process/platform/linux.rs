@@ -4,6 +4,8 @@
 //! by its number; what a process writes goes into FIFOs that outlive the agent.
 
 mod environment;
+mod input;
+pub mod keeper;
 mod limits;
 mod program;
 mod usage;
@@ -16,7 +18,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::stat::Mode;
@@ -26,8 +28,9 @@ use tracing::{debug, warn};
 
 use super::{Found, Launch, Place, Platform, Purpose, Record, StartError, Usage};
 use crate::foundation::id::InstanceName;
+use crate::process::definition::stdin::Stdin;
 use crate::process::definition::{Definition, KillSignal};
-use crate::process::logs::client::{Launcher, LogKeeper};
+use crate::process::logs::client::LogKeeper;
 use crate::process::logs::protocol::Target;
 use crate::process::quantity::Words;
 use crate::process::view::Exit;
@@ -40,8 +43,6 @@ const MARK: &str = "user.weft.process";
 /// Starts under way at once. A start waits for the kernel most of its time and gains nothing from more; a thread for each of
 /// a hundred would leave its stack and its share of the heap behind.
 static STARTS: Semaphore = Semaphore::const_new(8);
-/// The verb, and the cgroup, of the log keeper.
-const KEEPER: &str = "log-keeper";
 
 /// This host.
 #[derive(Debug, Clone)]
@@ -174,45 +175,6 @@ pub fn root_of(instance: &InstanceName) -> Option<PathBuf> {
     Some(hierarchies.unified.join("weft").join(instance.as_str()))
 }
 
-/// Starts the log keeper of `run_dir`: this program under another verb, in a cgroup that outlives the agent.
-pub fn keeper_launcher(instance: &InstanceName, run_dir: &Path) -> Launcher {
-    let (instance, run_dir) = (instance.clone(), run_dir.to_owned());
-    let last: Mutex<Option<OwnedFd>> = Mutex::default();
-    Arc::new(move || {
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        // Asking also takes one that has ended out of the table of processes.
-        if last.as_ref().is_some_and(|keeper| matches!(pidfd::reap(keeper), Ok(None))) {
-            return Ok(());
-        }
-        *last = Some(launch_keeper(&instance, &run_dir)?);
-        Ok(())
-    })
-}
-
-fn launch_keeper(instance: &InstanceName, run_dir: &Path) -> io::Result<OwnedFd> {
-    let path = root_of(instance).ok_or(io::ErrorKind::NotFound)?.join(KEEPER);
-    cgroup::create(&path)?;
-    let (group, null) = (File::open(&path)?, OpenOptions::new().read(true).write(true).open("/dev/null")?);
-    let arguments = [b"weft", KEEPER.as_bytes(), b"--run-dir", run_dir.as_os_str().as_bytes()];
-    let child = spawn::Child {
-        program: CString::new("/proc/self/exe")?,
-        arguments: arguments.into_iter().map(CString::new).collect::<Result<_, _>>()?,
-        environment: Vec::new(),
-        directory: CString::new("/")?,
-        stdin: null.as_fd(),
-        stdout: null.as_fd(),
-        stderr: null.as_fd(),
-        cgroup: group.as_fd(),
-        moves: Vec::new(),
-        identity: None,
-        limits: Vec::new(),
-        no_new_privileges: true,
-        // Log files may lie where only their owner may write.
-        capabilities: Some(1 << caps::Capability::CAP_DAC_OVERRIDE.index()),
-    };
-    spawn::spawn(&child).map(|spawned| spawned.pidfd).map_err(io::Error::other)
-}
-
 /// Takes away what is left of `instance` once nothing of it runs: its cgroups.
 ///
 /// # Errors
@@ -291,13 +253,18 @@ impl Shared {
             Role::Command(Purpose::Check) => Ok(None),
         };
         let (stdout, stderr) = (output("out")?, output("error")?);
+        let stdin = match (role, &definition.stdin) {
+            (Role::Command(_), _) | (Role::Main, Stdin::Null) => None,
+            (Role::Main, Stdin::File(path)) => Some(input::file(path)?),
+            (Role::Main, Stdin::Pipe) => Some(input::fifo(&self.fifo_path(&launch.place.cgroup(), "in"), &account)?),
+        };
         let directory = definition.cwd.as_deref().unwrap_or(Path::new("/"));
         let child = spawn::Child {
             program: text(program.path.as_os_str().as_bytes())?,
             arguments: program.arguments.iter().map(|word| text(word.as_bytes())).collect::<Result<_, _>>()?,
             environment: environment.lines()?,
             directory: text(directory.as_os_str().as_bytes())?,
-            stdin: null.as_fd(),
+            stdin: stdin.as_ref().unwrap_or(&null).as_fd(),
             stdout: stdout.as_ref().unwrap_or(&null).as_fd(),
             stderr: stderr.as_ref().unwrap_or(&null).as_fd(),
             cgroup: group.as_fd(),
@@ -439,6 +406,9 @@ impl Platform for Linux {
         blocking(move || {
             let account = program::account(&definition)?;
             let environment = environment::of_definition(&definition, &account)?;
+            if let Stdin::File(path) = &definition.stdin {
+                input::file(path)?;
+            }
             program::resolve(&definition, environment.path()).map(drop)
         })
         .await
@@ -521,6 +491,16 @@ impl Platform for Linux {
             }
         }
         limits::remove(&self.shared.hierarchies, &self.shared.root, &place);
+        // Most have no input.
+        fs::remove_file(self.shared.fifo_path(&place.cgroup(), "in")).ok();
+    }
+
+    async fn send(&self, place: &Place, input: Vec<u8>) -> Result<(), String> {
+        let path = self.shared.fifo_path(&place.cgroup(), "in");
+        match tokio::task::spawn_blocking(move || input::send(&path, &input)).await {
+            Ok(result) => result,
+            Err(_ending) => Err("the agent is stopping".to_owned()),
+        }
     }
 
     async fn retire(&self, log_name: &str) {

@@ -48,6 +48,7 @@ impl<P: Platform> Supervisor<P> {
                 let lines = self.configure(specs, now);
                 self.answer(reply, Ok(lines));
             }
+            Request::Send(target, input, reply) => self.send(&target, input, reply),
             Request::Sample(reply) => self.sample_for(reply, now),
             Request::Save(reply) => self.save_for(reply),
             Request::StopAll(reply) => {

@@ -6,6 +6,7 @@ use super::*;
 use crate::foundation::lifecycle::{Readiness, Shutdown};
 use crate::foundation::metrics::Metrics as Registry;
 use crate::foundation::task::{self, Task};
+use crate::process::definition::stdin::Stdin;
 use crate::process::error::Error;
 use crate::process::handle::{Change, Handle, Scale, Shared, Target};
 use crate::process::logs::client::LogKeeper;
@@ -112,6 +113,24 @@ async fn a_process_is_started_stopped_and_forgotten() {
     assert!(world.host.running().is_empty() && world.handle.snapshot().processes.is_empty());
     let missing = world.handle.stop(&named("web")).await.expect_err("gone");
     assert!(matches!(missing, Error::NotFound { .. }), "{missing}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn input_is_written_to_a_pipe_that_somebody_reads_and_to_nothing_else() {
+    let world = World::new();
+    let reads = Definition { stdin: Stdin::Pipe, ..cluster("reads", 2) };
+    world.handle.create(reads).await.expect("created");
+    world.handle.create(definition("deaf")).await.expect("created");
+    world.until(&[("reads-0", Status::Online), ("reads-1", Status::Online), ("deaf", Status::Online)]).await;
+    let sent = world.handle.send(&named("reads"), b"hello\n".to_vec()).await.expect("both read");
+    assert_eq!(sent.len(), 2);
+    let expected = ["reads@0.1", "reads@1.1"].map(|name| (name.to_owned(), b"hello\n".to_vec()));
+    assert_eq!(world.host.sent(), expected);
+    let why = |result: Result<_, Error>| result.expect_err("refused").to_string();
+    assert!(why(world.handle.send(&Target::All, b"x".to_vec()).await).contains("'deaf' takes no input"));
+    world.handle.stop(&named("reads-1")).await.expect("stopped");
+    assert!(why(world.handle.send(&named("reads"), b"x".to_vec()).await).contains("does not run"));
+    assert_eq!(world.host.sent(), expected, "a refusal writes nothing to anybody");
 }
 
 #[tokio::test(start_paused = true)]
