@@ -26,7 +26,7 @@ use crate::process::error::{Error, ErrorKind};
 use crate::process::handle::{Change, MOST_INPUT_BYTES, Scale, Target};
 use crate::process::logs::{LogLine, LogQuery, Stream};
 use crate::process::quantity::Ports;
-use crate::process::view::{Exit, View};
+use crate::process::view::{Checked, Exit, View};
 
 /// The largest body: a definition with a large environment.
 const MAX_BODY_BYTES: usize = 1024 * 1024;
@@ -50,6 +50,9 @@ pub struct Item {
     pub memory_bytes: u64,
     pub health: String,
     pub health_error: Option<String>,
+    /// Of one instance that is described: its last checks, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub health_checks: Vec<HealthCheck>,
     /// `code 1`, `signal 9`, `unknown`.
     pub last_exit: Option<String>,
     pub error: Option<String>,
@@ -62,6 +65,28 @@ pub struct Item {
     pub error_log: String,
     /// Values of `env` are left out; those who may see them read the file they come from.
     pub definition: serde_json::Value,
+}
+
+/// How one health check went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// When it ended.
+    pub time_ms: u64,
+    pub duration_ms: u64,
+    pub healthy: bool,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+impl From<&Checked> for HealthCheck {
+    fn from(checked: &Checked) -> Self {
+        Self {
+            time_ms: millis(checked.at),
+            duration_ms: u64::try_from(checked.took.as_millis()).unwrap_or(u64::MAX),
+            healthy: checked.error.is_none(),
+            error: checked.error.as_deref().map(str::to_owned),
+        }
+    }
 }
 
 /// A list of instances.
@@ -143,6 +168,7 @@ fn item(view: &View) -> Item {
         memory_bytes: view.figures.memory_bytes,
         health: view.health.status.as_str().to_owned(),
         health_error: view.health.last_error.as_deref().map(str::to_owned),
+        health_checks: Vec::new(),
         last_exit: view.last_exit.map(exit_text),
         error: view.error.as_deref().map(str::to_owned),
         next_start_ms: view.next_start.map(millis),
@@ -180,7 +206,12 @@ async fn describe(
     let target = Target::parse(&target);
     sources.process.find(&target)?;
     sources.process.sample().await?;
-    Ok(http::json(query.as_deref(), &items(&sources.process.find(&target)?)))
+    let views = sources.process.find(&target)?;
+    let mut list = items(&views);
+    for (item, view) in list.processes.iter_mut().zip(&views) {
+        item.health_checks = view.health.history.iter().map(HealthCheck::from).collect();
+    }
+    Ok(http::json(query.as_deref(), &list))
 }
 
 async fn create((State(sources), Extension(caller)): Asked, body: Bytes) -> Result<Response, ApiError> {

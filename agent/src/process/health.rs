@@ -8,10 +8,14 @@ pub mod probe;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::definition::health::{HealthCheck, Kind};
-use super::view::{Health, HealthStatus};
+use super::view::{Checked, Health, HealthStatus};
 
 /// How often a starting instance is asked at most.
 const EAGER: Duration = Duration::from_millis(500);
+/// So many checks of an instance are remembered.
+pub const HISTORY: usize = 20;
+/// The longest reason that is remembered with each.
+const REASON_BYTES: usize = 200;
 
 /// A check of a definition, checked itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +95,8 @@ pub struct Monitor {
     check: Check,
     began: Instant,
     due: Option<Instant>,
+    /// When the check that is under way was begun.
+    asked: Option<Instant>,
     was_healthy: bool,
     failures: u32,
     pub view: Health,
@@ -106,7 +112,7 @@ impl Monitor {
             last_error: None,
             ..before.clone()
         };
-        Self { check, began: now, due: Some(now), was_healthy: adopted, failures: 0, view }
+        Self { check, began: now, due: Some(now), asked: None, was_healthy: adopted, failures: 0, view }
     }
 
     /// When the next check is to begin; `None` while one is under way.
@@ -115,8 +121,9 @@ impl Monitor {
     }
 
     /// A check begins: what to ask, and for how long.
-    pub fn begin(&mut self) -> (Kind, String, Duration) {
+    pub fn begin(&mut self, now: Instant) -> (Kind, String, Duration) {
         self.due = None;
+        self.asked = Some(now);
         let target = self.view.target.as_deref().unwrap_or_default().to_owned();
         (self.check.kind, target, self.check.timeout)
     }
@@ -125,12 +132,21 @@ impl Monitor {
     pub fn result(&mut self, result: Result<(), String>, now: Instant, at: SystemTime) -> Verdict {
         self.view.total += 1;
         self.view.last_check = Some(at);
+        let asked = self.asked.take().unwrap_or(now);
+        let error = result.as_ref().err().map(|why| clipped(why).into());
+        self.remember(Checked { at, took: now.saturating_duration_since(asked), error });
         let pause = if self.was_healthy { self.check.interval } else { EAGER.min(self.check.interval) };
         self.due = Some(now + pause);
         match result {
             Ok(()) => self.succeeded(now),
             Err(why) => self.failed(why, now),
         }
+    }
+
+    fn remember(&mut self, checked: Checked) {
+        let old = &self.view.history;
+        let kept = old.get(old.len().saturating_sub(HISTORY - 1)..).unwrap_or_default();
+        self.view.history = kept.iter().cloned().chain([checked]).collect();
     }
 
     fn succeeded(&mut self, now: Instant) -> Verdict {
@@ -164,6 +180,11 @@ impl Monitor {
     }
 }
 
+/// The beginning of a reason.
+fn clipped(why: &str) -> &str {
+    &why[..why.floor_char_boundary(REASON_BYTES)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,12 +205,37 @@ mod tests {
     fn a_starting_instance_is_asked_often_and_given_its_time() {
         let start = Instant::now();
         let mut monitor = monitor(true, false, start);
-        assert_eq!(monitor.begin().1, "127.0.0.1:3000");
+        assert_eq!(monitor.begin(start).1, "127.0.0.1:3000");
         assert_eq!(monitor.result(Err("refused".to_owned()), start, SystemTime::now()), Verdict::Nothing);
         assert_eq!(monitor.due(), Some(start + EAGER));
         assert_eq!(monitor.result(Ok(()), start, SystemTime::now()), Verdict::Ready);
         assert_eq!(monitor.due(), Some(start + Duration::from_secs(10)));
         assert_eq!((monitor.view.total, monitor.view.successful), (2, 1));
+    }
+
+    #[test]
+    fn the_last_checks_are_remembered_over_processes_with_their_time_duration_and_reason() {
+        let (start, at) = (Instant::now(), SystemTime::UNIX_EPOCH);
+        let mut first = monitor(true, true, start);
+        for number in 0..HISTORY as u64 + 3 {
+            let began = start + Duration::from_secs(number);
+            first.begin(began);
+            let result = if number % 2 == 0 { Ok(()) } else { Err(format!("{number} {}", "é".repeat(300))) };
+            first.result(result, began + Duration::from_millis(number), at + Duration::from_secs(number));
+        }
+        let history = &first.view.history;
+        assert_eq!(history.len(), HISTORY);
+        let expected = Checked { at: at + Duration::from_secs(22), took: Duration::from_millis(22), error: None };
+        assert_eq!((&history[HISTORY - 1], history[0].at), (&expected, at + Duration::from_secs(3)));
+        let reason = history[0].error.as_deref().expect("it failed");
+        assert!(reason.starts_with("3 é") && reason.len() <= REASON_BYTES, "{reason}");
+        let json = r#"{"check_type":"tcp","address":"127.0.0.1:1"}"#;
+        let check = check(json).expect("valid").expect("enabled");
+        let mut next = Monitor::new(check, None, &first.view, false, start);
+        next.begin(start);
+        next.result(Ok(()), start, at + Duration::from_secs(99));
+        let (oldest, newest) = (next.view.history[0].at, next.view.history[HISTORY - 1].at);
+        assert_eq!((oldest, newest), (at + Duration::from_secs(4), at + Duration::from_secs(99)));
     }
 
     #[test]

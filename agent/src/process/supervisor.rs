@@ -242,7 +242,7 @@ impl<P: Platform> Supervisor<P> {
         instance.timer = None;
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if is_due(instance.monitor.as_ref().and_then(Monitor::due)) {
-            self.probe(id);
+            self.probe(id, now);
         }
         self.look_at_calendar(id, now);
         let Some(instance) = self.instances.get(&id) else { return };

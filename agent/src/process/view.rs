@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::definition::Definition;
 
@@ -130,6 +130,18 @@ pub struct Health {
     pub total: u64,
     pub successful: u64,
     pub last_error: Option<Arc<str>>,
+    /// Its last checks, the oldest first; those of earlier processes of the instance are among them.
+    pub history: Arc<[Checked]>,
+}
+
+/// How one health check went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checked {
+    /// When it ended.
+    pub at: SystemTime,
+    pub took: Duration,
+    /// Why it failed; `None`: it was well.
+    pub error: Option<Arc<str>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

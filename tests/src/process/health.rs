@@ -53,6 +53,11 @@ fn what_depends_on_a_server_starts_when_that_is_healthy() {
     assert_ne!(pid(&agent, "server"), main);
     fs::remove_file(agent.directory().join("well")).expect("it was there");
     eventually(DEADLINE, "a restart", || item(&agent, "server")["restarts"].as_u64() > Some(1)).expect("unhealthy");
+    let checks = item(&agent, "server")["health_checks"].as_array().expect("described").clone();
+    let reason = |check: &Value| check["error"].as_str().is_some_and(|why| why.contains("503"));
+    assert!(checks.iter().any(|check| check["healthy"] == true && check["error"].is_null()), "{checks:?}");
+    assert!(checks.iter().any(|check| check["healthy"] == false && reason(check)), "{checks:?}");
+    assert!(agent.cli_text(&["describe", "server"]).expect("described").contains("CHECKED"));
     assert_eq!(pm3(&["-X", "POST", "http://pm3/service/stop/client"])["count"], 1);
     assert_eq!(item(&agent, "client")["status"], "stopped");
     assert_eq!(pm3(&["-X", "POST", "http://pm3/service/stop/nobody"])["code"], "not_found");

@@ -10,7 +10,8 @@ fn standard_input_is_nothing_a_file_or_what_is_sent() {
     let host = NetNs::new().expect("a namespace");
     let mut agent = start(&host);
     let raw = |agent: &TestAgent<'_>, name: &str| agent.cli_text(&["logs", name, "--raw"]).expect("readable");
-    let echo = script(&agent, "echo.sh", "#!/bin/sh\nwhile read -r line; do echo \"got $line\"; done\necho end\nsleep 1000\n");
+    let echo =
+        script(&agent, "echo.sh", "#!/bin/sh\nwhile read -r line; do echo \"got $line\"; done\necho end\nsleep 1000\n");
     let lines = agent.directory().join("lines");
     fs::write(&lines, "one\ntwo\n").expect("ours");
     let of_file = lines.display().to_string();

@@ -20,7 +20,7 @@ use crate::process::error::{Error, ErrorKind};
 use crate::process::handle::{Change, Handle, Target};
 use crate::process::logs::{LogQuery, Stream};
 use crate::process::quantity::Ports;
-use crate::process::view::{Reason, View};
+use crate::process::view::{Checked, Reason, View};
 
 /// Lines of a log that one answer may hold.
 const MAX_LINES: usize = 10_000;
@@ -277,6 +277,16 @@ pub(super) async fn restart(asked: &Asked<'_>, body: &[u8]) -> Answer {
     Ok(answer::json(StatusCode::OK, &done(&target.to_string(), "restarted")))
 }
 
+/// One health check of the past.
+fn checked(checked: &Checked) -> Value {
+    json!({
+        "time": rfc3339::format(checked.at),
+        "duration_ms": u64::try_from(checked.took.as_millis()).unwrap_or(u64::MAX),
+        "healthy": checked.error.is_none(),
+        "error": checked.error.as_deref(),
+    })
+}
+
 /// `GET /api/processes/{name_or_id}/health`.
 pub(super) fn health(asked: &Asked<'_>) -> Answer {
     let target = target(asked);
@@ -293,6 +303,7 @@ pub(super) fn health(asked: &Asked<'_>) -> Answer {
             "total_checks": health.total,
             "successful_checks": health.successful,
             "last_error": health.last_error.as_deref(),
+            "history": health.history.iter().map(checked).collect::<Vec<_>>(),
         })
     };
     let mut report = json!({ "process": target.to_string(), "health": of(first(&views)?) });

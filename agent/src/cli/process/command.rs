@@ -46,8 +46,10 @@ pub(in crate::cli) enum ProcessCommand {
     ///
     /// The words are joined by a blank and end with a line feed; without any, your standard input is sent as it is, at most 4096
     /// bytes. All of it is written or nothing. Only root may.
-    #[command(after_help = "Examples:\n  weft start ./game-server --name game --stdin pipe\n  weft send game save-all\n  \
-                            printf 'stop\\n' | weft send game")]
+    #[command(
+        after_help = "Examples:\n  weft start ./game-server --name game --stdin pipe\n  weft send game save-all\n  \
+                            printf 'stop\\n' | weft send game"
+    )]
     Send(SendArgs),
     /// Set the restart counters of processes to zero
     Reset(NamesArgs),

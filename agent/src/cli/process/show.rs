@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use crate::api::process::{Item, List, time_of};
+use crate::api::process::{HealthCheck, Item, List, time_of};
 use crate::cli::output::{self, Align, Style, Table, Tone, cell, toned};
 
 /// One row an instance.
@@ -112,7 +112,26 @@ fn describe_one(item: &Item, now: SystemTime, style: Style) -> String {
         .filter(|(key, _)| !matches!(key.as_str(), "name" | "namespace"));
     let defined: Vec<(String, String)> = defined.map(|(key, value)| (key.clone(), plain(value))).collect();
     fields.extend(defined.iter().map(|(key, value)| (key.as_str(), value.clone())));
-    output::fields(style, &fields)
+    output::fields(style, &fields) + &checks(&item.health_checks, style)
+}
+
+/// The last health checks, the newest last.
+fn checks(checks: &[HealthCheck], style: Style) -> String {
+    if checks.is_empty() {
+        return String::new();
+    }
+    let columns = [("CHECKED", Align::Left), ("TOOK", Align::Right), ("HEALTH", Align::Left), ("WHY", Align::Left)];
+    let mut table = Table::new(&columns);
+    for check in checks {
+        let (tone, word) = if check.healthy { (Tone::Good, "healthy") } else { (Tone::Bad, "failed") };
+        table.row(vec![
+            cell(crate::foundation::rfc3339::format(time_of(check.time_ms))),
+            cell(format!("{} ms", check.duration_ms)),
+            toned(tone, word),
+            cell(check.error.as_deref().unwrap_or_default()),
+        ]);
+    }
+    format!("\n{}", table.render(style))
 }
 
 fn plain(value: &serde_json::Value) -> String {
@@ -140,6 +159,7 @@ mod tests {
             memory_bytes: 47_185_920,
             health: "none".to_owned(),
             health_error: None,
+            health_checks: Vec::new(),
             last_exit: Some("code 3".to_owned()),
             error: None,
             next_start_ms: None,
@@ -169,6 +189,26 @@ ID  NAME  STATUS    PID   UPTIME  RESTARTS    CPU    MEMORY  PORT  HEALTH  WHY
         let list = List { schema: 1, processes: vec![item("web", "online")] };
         let text = describe(&list, time_of(0), Style::Plain);
         assert!(text.contains("script        node server.js") && text.contains("pid           1234"), "{text}");
+    }
+
+    #[test]
+    fn a_description_has_the_last_health_checks() {
+        let check = |seconds: u64, error: Option<&str>| HealthCheck {
+            time_ms: seconds * 1000,
+            duration_ms: 12,
+            healthy: error.is_none(),
+            error: error.map(str::to_owned),
+        };
+        let checked = Item { health_checks: vec![check(0, None), check(5, Some("code 1"))], ..item("web", "online") };
+        let text = describe(&List { schema: 1, processes: vec![checked] }, time_of(0), Style::Plain);
+        let expected = "\n\
+CHECKED               TOOK   HEALTH   WHY
+1970-01-01T00:00:00Z  12 ms  healthy
+1970-01-01T00:00:05Z  12 ms  failed   code 1
+";
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let shown = text.find("CHECKED").map(|at| &text[at..]).expect("a table");
+        assert_eq!(words(shown), words(expected), "{shown}");
     }
 
     #[test]

@@ -11,9 +11,9 @@ use crate::process::view::{Reason, What};
 
 impl<P: Platform> Supervisor<P> {
     /// Begins a check.
-    pub(super) fn probe(&mut self, id: u32) {
+    pub(super) fn probe(&mut self, id: u32, now: Instant) {
         let Some(instance) = self.instances.get_mut(&id) else { return };
-        let Some((kind, target, limit)) = instance.monitor.as_mut().map(|monitor| monitor.begin()) else { return };
+        let Some((kind, target, limit)) = instance.monitor.as_mut().map(|monitor| monitor.begin(now)) else { return };
         let Some(process) = self.processes.get(&instance.process) else { return };
         let (generation, platform) = (instance.generation, Arc::clone(&self.platform));
         let launch = launch(instance, Arc::clone(&process.spec.definition));

@@ -26,7 +26,11 @@ pub(super) fn file(path: &Path) -> Result<File, StartError> {
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
     let file = opened.map_err(|error| refuse(error.to_string()))?;
     let is_file = file.metadata().map_err(|error| refuse(error.to_string()))?.is_file();
-    if is_file { Ok(file) } else { Err(refuse("it is no regular file; for input that comes later take \"pipe\"".to_owned())) }
+    if is_file {
+        Ok(file)
+    } else {
+        Err(refuse("it is no regular file; for input that comes later take \"pipe\"".to_owned()))
+    }
 }
 
 /// A new FIFO at `path` for one life.
@@ -35,7 +39,8 @@ pub(super) fn fifo(path: &Path, account: &Account) -> Result<File, StartError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(transient("renew a FIFO")(error)),
         Ok(()) | Err(_) => {}
     }
-    nix::unistd::mkfifo(path, Mode::from_bits_truncate(0o600)).map_err(|error| transient("make a FIFO")(error.into()))?;
+    nix::unistd::mkfifo(path, Mode::from_bits_truncate(0o600))
+        .map_err(|error| transient("make a FIFO")(error.into()))?;
     let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(path);
     let fifo = opened.map_err(transient("open a FIFO"))?;
     if let Some(identity) = account.identity() {
