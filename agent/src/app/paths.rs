@@ -8,7 +8,7 @@ use crate::wireguard::figures::FiguresReader;
 use crate::wireguard::status::PeerFigures;
 
 /// The share of time that looking may take: one part in this many. A device with ten thousand peers is looked at seldom.
-const LOOKING_SHARE: u32 = 1000;
+const LOOKING_SHARE: u32 = 300;
 
 /// Looks again and again; a node without other members is left asleep.
 pub(super) fn start(figures: FiguresReader, mesh: Handle) -> Task {

@@ -1,6 +1,8 @@
 //! `weft.v1.Local`: what this agent itself is to do, asked over its control socket.
 
+use std::net::UdpSocket;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 use weft_proto::weft::v1 as proto;
@@ -8,6 +10,12 @@ use weft_proto::weft::v1::local_server::Local;
 
 use super::failures;
 use crate::api::Sources;
+use crate::mesh::Joined;
+
+/// How long the answer to a join waits for the tunnel; a mesh whose members are not reached is joined nevertheless.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(10);
 
 pub(super) struct Service(pub(super) Arc<Sources>);
 
@@ -18,6 +26,10 @@ impl Local for Service {
         let token = zeroize::Zeroizing::new(token);
         let joined = self.0.mesh_handle.join(&address, &token).await.map_err(|error| failures::join(&error))?;
         tracing::info!(mesh = %joined.mesh, members = joined.members, "joined");
+        // What the caller does next is to reach a member: a first packet that finds no address or session yet is lost.
+        if tokio::time::timeout(PATIENCE, settled(&self.0, &joined)).await.is_err() {
+            tracing::info!("joined, and no member has answered over the tunnel yet");
+        }
         Ok(Response::new(proto::JoinedMesh {
             mesh: joined.mesh.to_string(),
             addresses: joined.addresses.iter().map(ToString::to_string).collect(),
@@ -31,4 +43,16 @@ impl Local for Service {
         tracing::info!(mesh = %left, "left");
         Ok(Response::new(proto::LeftMesh { mesh: left.to_string() }))
     }
+}
+
+/// Waits until this node has its addresses and a session with a member.
+async fn settled(sources: &Sources, joined: &Joined) {
+    let has = |network: &ipnet::IpNet| UdpSocket::bind((network.addr(), 0)).is_ok();
+    while !joined.addresses.iter().all(has) || !has_session(sources).await {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn has_session(sources: &Sources) -> bool {
+    sources.figures.read().await.wireguard.iter().any(|peer| peer.last_handshake.is_some())
 }
