@@ -537,7 +537,7 @@ fn open_files(files: &Files, notify: Notify, removed: Removed, syncs: Syncs) -> 
         path: files.snapshots.clone(),
         source,
     })?;
-    let (database, position) = Database::open(&files.database, notify, removed, lock)?;
+    let (database, position) = Database::open(&files.database, notify, removed, Arc::clone(&lock))?;
     let purged = log.purged().map_or(0, |id| id.index);
     let applied = position.applied.map_or(0, |id| id.index);
     if purged > applied {
@@ -550,7 +550,7 @@ fn open_files(files: &Files, notify: Notify, removed: Removed, syncs: Syncs) -> 
             source,
         })?;
     }
-    let readers = Readers::start(&files.database)?;
+    let readers = Readers::start(&files.database, &lock)?;
     let position = position_of(&files.database);
     let failed = |source| OpenError::Database { path: files.database.clone(), source };
     let applied = position.map_err(failed)?.applied.map_or(0, |id| id.index);

@@ -92,6 +92,8 @@ impl Database {
             .name("store".to_owned())
             .spawn(move || {
                 serve(&mut applier, queue);
+                // Closing removes SQLite's own log by its name: whoever takes the lock may have another one there by then.
+                drop(applier);
                 drop(lock);
             })
             .map_err(|source| OpenError::File { action: "start the thread of", path: path.to_owned(), source })?;

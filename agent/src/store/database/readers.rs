@@ -2,6 +2,7 @@
 //!
 //! SQLite's write-ahead log gives every reader one consistent state, with the position it belongs to.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,17 +32,17 @@ pub(in crate::store) struct Readers {
 }
 
 impl Readers {
-    /// Starts them on the database at `path`, which exists.
+    /// Starts them on the database at `path`, which exists. They hold `lock` as long as it is open.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub(in crate::store) fn start(path: &Path) -> Result<Self, OpenError> {
+    pub(in crate::store) fn start(path: &Path, lock: &Arc<File>) -> Result<Self, OpenError> {
         let mut queues = Vec::with_capacity(THREADS);
         for _ in 0..THREADS {
             let failed = |source| OpenError::Database { path: path.to_owned(), source };
             let runner = reader(path).and_then(Runner::reading).map_err(failed)?;
             let (queue, jobs) = mpsc::channel(QUEUE);
-            start(runner, jobs).map_err(|source| OpenError::File {
+            start(runner, jobs, Arc::clone(lock)).map_err(|source| OpenError::File {
                 action: "start a thread that reads",
                 path: path.to_owned(),
                 source,
@@ -67,7 +68,7 @@ impl Readers {
     }
 }
 
-fn start(mut runner: Runner, mut jobs: mpsc::Receiver<Job>) -> io::Result<()> {
+fn start(mut runner: Runner, mut jobs: mpsc::Receiver<Job>, lock: Arc<File>) -> io::Result<()> {
     let work = move || {
         while let Some((statement, least, done)) = jobs.blocking_recv() {
             if !done.is_closed() {
@@ -75,6 +76,9 @@ fn start(mut runner: Runner, mut jobs: mpsc::Receiver<Job>) -> io::Result<()> {
                 done.send(answer(&mut runner, &statement, least)).unwrap_or_default();
             }
         }
+        // In this order, as the thread that writes does it.
+        drop(runner);
+        drop(lock);
     };
     thread::Builder::new().name("store-read".to_owned()).spawn(work).map(drop)
 }

@@ -244,3 +244,30 @@ fn a_table_of_the_store_is_changed_after_a_rename_of_another() {
     store.exec("ALTER TABLE u DROP COLUMN b").expect("dropped");
     assert_eq!(store.rows("SELECT * FROM u").columns, ["a"]);
 }
+
+#[test]
+fn whoever_gets_the_lock_finds_the_database_closed() {
+    let mut crashed = Fixture::new();
+    crashed.exec("CREATE TABLE t (a)").expect("made");
+    crashed.exec("INSERT INTO t VALUES (zeroblob(6000000))").expect("done");
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("database.sqlite");
+    // SQLite's own log is long, so that closing takes its time.
+    for end in ["", "-wal"] {
+        let file = |path: &Path| PathBuf::from(format!("{}{end}", path.display()));
+        std::fs::copy(file(&crashed.path), file(&path)).expect("copied");
+    }
+    let lock = Arc::new(File::create(directory.path().join("lock")).expect("a lock"));
+    let held = Arc::downgrade(&lock);
+    let (database, _position) =
+        Database::open(&path, Arc::new(|_, _| ()), Removed::default(), Arc::clone(&lock)).expect("opened");
+    let readers = Readers::start(&path, &lock).expect("started");
+    drop((database, readers, lock));
+    while held.strong_count() > 0 {
+        thread::yield_now();
+    }
+    let open = std::fs::read_dir("/proc/self/fd").expect("read");
+    let open = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    let ours: Vec<PathBuf> = open.filter(|file| file.starts_with(directory.path())).collect();
+    assert_eq!(ours, Vec::<PathBuf>::new());
+}
