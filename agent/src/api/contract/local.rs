@@ -1,8 +1,9 @@
 //! `weft.v1.Local`: what this agent itself is to do, asked over its control socket.
 
+use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tonic::{Request, Response, Status};
 use weft_proto::weft::v1 as proto;
@@ -11,6 +12,8 @@ use weft_proto::weft::v1::local_server::Local;
 use super::failures;
 use crate::api::Sources;
 use crate::mesh::Joined;
+use crate::model::key::PublicKey;
+use crate::wireguard::status::PeerFigures;
 
 /// How long the answer to a join waits for the tunnel; a mesh whose members are not reached is joined nevertheless.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -49,10 +52,15 @@ impl Local for Service {
 async fn settled(sources: &Sources, joined: &Joined) {
     let has = |network: &ipnet::IpNet| UdpSocket::bind((network.addr(), 0)).is_ok();
     while !joined.addresses.iter().all(has) || !has_session(sources).await {
+        // No event tells of either: a handshake is seen by asking the device.
         tokio::time::sleep(LOOK).await;
     }
 }
 
+/// Whether a member has answered; peers of `weft.toml` do not count.
 async fn has_session(sources: &Sources) -> bool {
-    sources.figures.read().await.wireguard.iter().any(|peer| peer.last_handshake.is_some())
+    let members: BTreeSet<PublicKey> = sources.mesh.borrow().others().map(|member| member.public_key).collect();
+    let figures = sources.figures.read().await;
+    let met = |peer: &PeerFigures| peer.last_handshake.is_some_and(|at| at > SystemTime::UNIX_EPOCH);
+    figures.wireguard.iter().any(|peer| members.contains(&peer.public_key) && met(peer))
 }
