@@ -257,8 +257,10 @@ enum ClientCommand {
     /// Have the agent read its configuration again; with a name, restart a process without a gap
     ///
     /// Configuration: what differs is applied, the rest is not touched; no session or counter is lost. One that is wrong, or
-    /// that needs a restart, is refused whole. Process: its instances are restarted one after the other, each only when the one
-    /// before is online.
+    /// that needs a restart, is refused whole. Process: one instance after the other. Its next process is started beside the one
+    /// that runs and takes its place once it is healthy and listens where that does, or has lived for min_uptime; then the one
+    /// before is asked to end. One that does not come up changes nothing. Where both cannot be there at once, as with a port
+    /// bound without SO_REUSEPORT, the one that runs is stopped first, and a notice says so.
     #[command(after_help = "Examples:\n  weft reload\n  weft reload web")]
     Reload(process::ReloadArgs),
     #[command(flatten)]

@@ -12,6 +12,7 @@
 //! | [`health`] | what health checks say, and what follows (pure); the checks |
 //! | [`ecosystem`] | files of definitions, PMDaemon's and PM2's (pure) |
 //! | [`machine`] | the life of one instance (pure) |
+//! | [`succession`] | how a running process is followed by the next (pure) |
 //! | [`platform`] | the host: cgroups, pidfds, spawning |
 //! | [`logs`] | what processes write |
 //! | [`error`] | why something was not done |
@@ -32,6 +33,7 @@ pub mod ecosystem;
 pub mod config;
 pub mod view;
 pub mod machine;
+pub mod succession;
 pub mod platform;
 pub mod logs;
 mod metrics;

@@ -8,6 +8,7 @@ pub mod datagram;
 pub mod file;
 pub mod inotify;
 pub mod interfaces;
+pub mod listeners;
 pub mod memory;
 pub mod netns;
 pub mod nftables;

@@ -5,6 +5,7 @@ mod inherited;
 mod input;
 mod keeping;
 mod limits;
+mod reload;
 mod renewal;
 
 use std::fs;

@@ -96,6 +96,15 @@ pub struct List {
     pub processes: Vec<Item>,
 }
 
+/// What a reload answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reloaded {
+    #[serde(flatten)]
+    pub list: List,
+    /// Which instances served nobody for a time, and why.
+    pub notices: Vec<String>,
+}
+
 /// One line of a log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
@@ -293,7 +302,10 @@ async fn act(
         "start" => process.start(&meant).await?,
         "stop" => process.stop(&meant).await?,
         "restart" => process.restart(&meant, Change { port: arguments.port, instances: arguments.instances }).await?,
-        "reload" => process.reload(&meant).await?,
+        "reload" => {
+            let (views, notices) = process.reload(&meant).await?;
+            return Ok(Json(Reloaded { list: items(&views), notices }).into_response());
+        }
         "reset" => process.reset(&meant).await?,
         "scale" => match (arguments.instances, arguments.by) {
             (Some(count), None) => process.scale(&target, Scale::To(count)).await?,

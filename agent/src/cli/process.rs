@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::client::{Client, ClientError};
 use super::output::{self, Style};
 use super::{Exit, Failure};
-use crate::api::process::List;
+use crate::api::process::{List, Reloaded};
 use crate::process::logs::keeper;
 
 use args::{DeleteArgs, NameArgs, NamesArgs, PsArgs, RestartArgs, ScaleArgs};
@@ -98,8 +98,11 @@ async fn restart(client: &Client, args: &RestartArgs) -> Result<Exit, Failure> {
 }
 
 pub(super) async fn reload(client: &Client, name: &str, json: bool) -> Result<Exit, Failure> {
-    let list: List = client.send(Method::POST, &path(name, "reload"), &Value::Null).await?;
-    finish(list.processes, json)
+    let reloaded: Reloaded = client.send(Method::POST, &path(name, "reload"), &Value::Null).await?;
+    for notice in &reloaded.notices {
+        output::complain(&format!("notice: {notice}\n"));
+    }
+    finish(reloaded.list.processes, json)
 }
 
 async fn scale(client: &Client, args: &ScaleArgs) -> Result<Exit, Failure> {

@@ -31,7 +31,7 @@ pub(super) enum Request {
     Start(Target, Reply<Vec<u32>>),
     Stop(Target, Reply<Vec<u32>>),
     Restart(Target, Change, Reply<Vec<u32>>),
-    Reload(Target, Reply<Vec<u32>>),
+    Reload(Target, Reply<Reloaded>),
     Scale(String, Scale, Reply<Vec<u32>>),
     Delete(Target, Reply<Vec<u32>>),
     Reset(Target, Reply<Vec<u32>>),
@@ -87,6 +87,14 @@ pub struct Change {
 pub enum Scale {
     To(u32),
     By(i32),
+}
+
+/// What a reload did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reloaded {
+    pub ids: Vec<u32>,
+    /// Which instances served nobody for a time, and why, a sentence each.
+    pub notices: Vec<String>,
 }
 
 /// The processes of this agent.
@@ -216,13 +224,14 @@ impl Handle {
         Ok(self.views(&ids))
     }
 
-    /// Restarts one instance after the other, each only when the one before is online.
+    /// Replaces one instance after the other: its next process takes the place of the one that runs once it serves, where both
+    /// can be there at once; else that is stopped first, and a notice says why. Returns the instances and the notices.
     ///
     /// # Errors
-    /// There is none, or an instance did not come up: those after it were left as they were.
-    pub async fn reload(&self, target: &Target) -> Result<Vec<Arc<View>>, Error> {
-        let ids = self.ask(|reply| Request::Reload(target.clone(), reply)).await?;
-        Ok(self.views(&ids))
+    /// There is none, or a next process did not come up: that instance and those after it are as they were.
+    pub async fn reload(&self, target: &Target) -> Result<(Vec<Arc<View>>, Vec<String>), Error> {
+        let reloaded = self.ask(|reply| Request::Reload(target.clone(), reply)).await?;
+        Ok((self.views(&reloaded.ids), reloaded.notices))
     }
 
     /// Changes the number of instances; returns those that are to stay.

@@ -44,6 +44,8 @@ pub enum Input {
     Swept,
     /// It cannot go on as it is: memory, health. Counts like an end by itself.
     Unfit(Reason),
+    /// Another process that serves took the place of the one that did.
+    Replaced,
     /// The time of [`Machine::deadline`] has come.
     Tick,
 }
@@ -228,9 +230,23 @@ impl Machine {
                 }
                 None
             }
+            Input::Replaced => {
+                self.replaced(now);
+                None
+            }
             Input::Exited(exit) => self.exited(exit, now),
             Input::Swept => self.swept(now),
             Input::Tick => self.tick(now),
+        }
+    }
+
+    fn replaced(&mut self, now: Instant) {
+        if let State::Up { since, ready } = &mut self.state {
+            (*since, *ready) = (now, true);
+            self.reason = Some(Reason::Asked);
+            self.restarts += 1;
+            self.recent.clear();
+            self.streak = 0;
         }
     }
 

@@ -4,6 +4,7 @@
 pub mod fake;
 pub mod linux;
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::definition::{Definition, KillSignal};
 use super::view::Exit;
 use super::watched::Rules;
+use crate::sys::listeners::Listener;
 
 /// One process to be started.
 #[derive(Debug, Clone)]
@@ -64,6 +66,9 @@ pub struct Record {
     pub restarts: u64,
     /// Of the definition it was started with.
     pub fingerprint: u64,
+    /// It was to take the place of another and had not yet.
+    #[serde(default)]
+    pub standby: bool,
     /// Milliseconds since 1970.
     pub started_ms: u64,
 }
@@ -146,6 +151,15 @@ pub trait Platform: Send + Sync + 'static {
 
     /// Waits for a change and says where; a change that is under way when the future is dropped may go unseen.
     fn change(&self, watch: &mut Self::Watch) -> impl Future<Output = Result<PathBuf, String>> + Send;
+
+    /// Where the processes of a cgroup listen; `None`: this kernel does not tell.
+    fn listeners(&self, place: Place) -> impl Future<Output = Option<Vec<Listener>>> + Send;
+
+    /// Ports of the kernel's choice.
+    fn ephemeral_ports(&self) -> RangeInclusive<u16>;
+
+    /// A process that stood by is the one of its instance now: the next agent is told.
+    fn promote(&self, child: &Self::Child, place: &Place, record: &Record);
 
     /// Whether nothing listens on `port` of this host.
     fn is_port_free(&self, port: u16) -> bool;

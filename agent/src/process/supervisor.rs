@@ -6,6 +6,7 @@
 //! and ignored; replies are sent after the snapshot that shows their effect.
 
 mod adopt;
+mod beside;
 mod configure;
 mod depend;
 mod instance;
@@ -38,7 +39,8 @@ use super::metrics::Metrics;
 use super::platform::linux::LogPolicy;
 use super::platform::{Found, Launch, Platform, Purpose, StartError, Usage};
 use super::spec::Spec;
-use super::view::{Event, Exit, Snapshot};
+use super::succession::Succession;
+use super::view::{Event, Exit, Snapshot, Status};
 use crate::foundation::lifecycle::{Blocker, Stop};
 use instance::{Instance, Process};
 use rollout::Rollouts;
@@ -72,6 +74,12 @@ enum Done<C> {
     Swept(u32, u64),
     /// A health check has ended.
     Probed(u32, u64, Result<(), String>),
+    /// How a process is to be followed by the next, and the port of that.
+    Looked(u32, u64, Option<u16>, Succession),
+    /// A process that stood by serves, or why it is gone.
+    StoodBy(u32, u64, Result<C, String>),
+    /// A process that another took the place of is gone.
+    Drained(u32, u64),
     /// Input was written, or not.
     Sent(Result<Vec<u32>, Error>, Reply<Vec<u32>>),
     /// A cgroup that belongs to nobody was cleared.
@@ -217,6 +225,9 @@ impl<P: Platform> Supervisor<P> {
                 }
             }
             Done::Probed(id, generation, result) => self.on_probed(id, generation, result, now),
+            Done::Looked(id, generation, port, succession) => self.on_looked(id, generation, port, succession, now),
+            Done::StoodBy(id, generation, result) => self.on_stood_by(id, generation, result, now),
+            Done::Drained(id, generation) => self.on_drained(id, generation, now),
             Done::Sent(result, reply) => self.answer(reply, result),
             Done::Cleared => {}
             Done::Sampled(usages, at) => self.on_sampled(usages, at, now),
@@ -263,6 +274,10 @@ impl<P: Platform> Supervisor<P> {
         let before = instance.machine.status();
         let action = instance.machine.handle(input, now);
         let after = instance.machine.status();
+        if after != Status::Online {
+            // What was to take its place is called off.
+            instance.standby = None;
+        }
         self.touched.insert(id);
         if before != after {
             self.announce_status(id, after);
@@ -305,7 +320,7 @@ impl<P: Platform> Supervisor<P> {
             .instances
             .iter()
             .filter(|(other, _)| **other != id)
-            .filter_map(|(_, instance)| instance.port)
+            .flat_map(|(_, instance)| instance.ports())
             .collect();
         let Some(instance) = self.instances.get_mut(&id) else { return };
         let Some(process) = self.processes.get(&instance.process) else { return };
@@ -393,14 +408,7 @@ impl<P: Platform> Supervisor<P> {
         let (launch, generation) = (launch(instance, Arc::clone(&process.spec.definition)), instance.generation);
         let platform = Arc::clone(&self.platform);
         self.pending.push(Box::pin(async move {
-            platform.sweep(launch.place.clone()).await;
-            let (hook, place) = (launch.definition.post_stop.clone(), launch.place.clone());
-            if let Some(command) = hook {
-                if let Err(why) = platform.run(launch, &command, Purpose::Hook, HOOK_LIMIT).await {
-                    tracing::warn!(place = %place.cgroup(), why, "post_stop did not end well");
-                }
-                platform.sweep(place).await;
-            }
+            clear_away(&*platform, launch).await;
             Done::Swept(id, generation)
         }));
     }
@@ -412,6 +420,17 @@ impl<P: Platform> Supervisor<P> {
             Done::Cleared
         }));
     }
+}
+
+/// Kills what is left of a process, then runs `post_stop`.
+async fn clear_away<P: Platform>(platform: &P, launch: Launch) {
+    platform.sweep(launch.place.clone()).await;
+    let (hook, place) = (launch.definition.post_stop.clone(), launch.place.clone());
+    let Some(command) = hook else { return };
+    if let Err(why) = platform.run(launch, &command, Purpose::Hook, HOOK_LIMIT).await {
+        tracing::warn!(place = %place.cgroup(), why, "post_stop did not end well");
+    }
+    platform.sweep(place).await;
 }
 
 /// The runtime's clock, which a test may stop.

@@ -8,11 +8,13 @@
     reason = "extended attributes and readiness of a descriptor have no safe wrapper in the libraries we use"
 )]
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use tokio::io::Interest;
@@ -103,6 +105,13 @@ pub fn handed_down(path: &Path) -> Vec<String> {
 pub fn members(path: &Path) -> Vec<u32> {
     let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+/// The numbers of the cgroup and of those right below it, as the kernel tells them of sockets.
+pub fn ids(path: &Path) -> BTreeSet<u64> {
+    let below = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let directories = below.chain([path.to_owned()]).filter_map(|path| fs::metadata(path).ok());
+    directories.filter(fs::Metadata::is_dir).map(|metadata| metadata.ino()).collect()
 }
 
 /// Whether a process lives in the cgroup or below it.

@@ -259,8 +259,12 @@ pub(super) async fn start(asked: &Asked<'_>, body: &[u8]) -> Answer {
 pub(super) async fn reload(asked: &Asked<'_>, body: &[u8]) -> Answer {
     no_body(body)?;
     let target = target(asked);
-    handle(asked).reload(&target).await?;
-    Ok(answer::json(StatusCode::OK, &done(&target.to_string(), "reloaded")))
+    let (_views, notices) = handle(asked).reload(&target).await?;
+    let mut done = done(&target.to_string(), "reloaded");
+    if !notices.is_empty() {
+        done["notices"] = notices.into();
+    }
+    Ok(answer::json(StatusCode::OK, &done))
 }
 
 /// `POST /api/processes/{name_or_id}/restart`.

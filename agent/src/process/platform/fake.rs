@@ -1,6 +1,7 @@
 //! A host in memory: processes that live until a test ends them, in cgroups that can hold more than the main one.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -11,6 +12,7 @@ use super::{Found, Launch, Place, Platform, Purpose, Record, StartError, Usage};
 use crate::process::definition::{Definition, KillSignal};
 use crate::process::view::Exit;
 use crate::process::watched::Rules;
+use crate::sys::listeners::Listener;
 
 /// The host; clones share it.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +42,10 @@ struct State {
     changes: Option<broadcast::Sender<PathBuf>>,
     /// What was sent to each cgroup.
     sent: Vec<(String, Vec<u8>)>,
+    /// Where each process listens, by its name; others listen alone on the port they are given.
+    listeners: BTreeMap<String, Vec<Listener>>,
+    /// Processes that end as soon as they are started.
+    doomed: bool,
     /// Why no file can be watched.
     blind: Option<String>,
 }
@@ -120,6 +126,16 @@ impl Fake {
         self.with(|state| state.changes.as_ref().map_or(0, |changes| changes.send(path.into()).unwrap_or(0)))
     }
 
+    /// Processes called `process` listen there from now on.
+    pub fn listen(&self, process: &str, listeners: Vec<Listener>) {
+        self.with(|state| state.listeners.insert(process.to_owned(), listeners));
+    }
+
+    /// From now on every process ends at once, or no longer.
+    pub fn doom(&self, doomed: bool) {
+        self.with(|state| state.doomed = doomed);
+    }
+
     /// From now on no file can be watched.
     pub fn blind(&self, why: &str) {
         self.with(|state| state.blind = Some(why.to_owned()));
@@ -150,7 +166,7 @@ impl Platform for Fake {
                 return Err(error.clone());
             }
             state.next_pid += 1;
-            let (end, ended) = watch::channel(None);
+            let (end, ended) = watch::channel(state.doomed.then_some(Exit::Code(7)));
             let child = Child { pid: state.next_pid, end: ended };
             state.starts.push(launch.place.cgroup());
             state.running.insert(launch.place, Running { child: child.clone(), end, record: launch.record });
@@ -223,6 +239,28 @@ impl Platform for Fake {
 
     async fn change(&self, watch: &mut Self::Watch) -> Result<PathBuf, String> {
         watch.recv().await.map_err(|error| error.to_string())
+    }
+
+    async fn listeners(&self, place: Place) -> Option<Vec<Listener>> {
+        self.with(|state| {
+            let Some(running) = state.running.get(&place) else { return Some(Vec::new()) };
+            let given = running.record.port.map(|port| ([0, 0, 0, 0], port).into());
+            let given = given.map(|address| Listener { address, can_be_shared: false });
+            let told = state.listeners.get(&*place.process).cloned();
+            Some(told.unwrap_or_else(|| given.into_iter().collect()))
+        })
+    }
+
+    fn ephemeral_ports(&self) -> RangeInclusive<u16> {
+        32768..=60999
+    }
+
+    fn promote(&self, _child: &Child, place: &Place, record: &Record) {
+        self.with(|state| {
+            if let Some(running) = state.running.get_mut(place) {
+                running.record = record.clone();
+            }
+        });
     }
 
     fn is_port_free(&self, port: u16) -> bool {

@@ -14,6 +14,7 @@ mod watch;
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
@@ -36,6 +37,7 @@ use crate::process::quantity::Words;
 use crate::process::view::Exit;
 use crate::process::watched::Rules;
 use crate::sys::cgroup::{self, Hierarchies};
+use crate::sys::listeners::{self, Listener};
 use crate::sys::{pidfd, spawn};
 
 /// The attribute of a cgroup directory that holds a [`Mark`].
@@ -535,6 +537,25 @@ impl Platform for Linux {
 
     async fn change(&self, watch: &mut watch::Watch) -> Result<PathBuf, String> {
         watch.change().await
+    }
+
+    async fn listeners(&self, place: Place) -> Option<Vec<Listener>> {
+        let path = self.shared.cgroup(&place);
+        let asked = tokio::task::spawn_blocking(move || listeners::of_cgroups(&cgroup::ids(&path)));
+        let told = asked.await.unwrap_or(Ok(None));
+        told.unwrap_or_else(|error| {
+            debug!(%error, place = %place.cgroup(), "nobody tells where a process listens");
+            None
+        })
+    }
+
+    fn ephemeral_ports(&self) -> RangeInclusive<u16> {
+        listeners::ephemeral_ports()
+    }
+
+    fn promote(&self, child: &Child, place: &Place, record: &Record) {
+        let start_time = start_time(child.pid).unwrap_or_default();
+        write_mark(&self.shared.cgroup(place), &Mark { pid: child.pid, start_time, record: record.clone() });
     }
 
     fn is_port_free(&self, port: u16) -> bool {

@@ -86,18 +86,21 @@ impl<P: Platform> Supervisor<P> {
     }
 
     fn adopt(&mut self, found: Vec<Found<P::Child>>, now: Instant) {
-        // The newest life of each instance; an older one beside it is what a reload left.
-        let mut newest: BTreeMap<(std::sync::Arc<str>, u32), u64> = BTreeMap::new();
+        // The newest life of each instance that served; others beside it are what a reload left.
+        let mut newest: BTreeMap<(std::sync::Arc<str>, u32), (u8, u64)> = BTreeMap::new();
         for found in &found {
             let key = (std::sync::Arc::clone(&found.place.process), found.place.index);
-            let generation = newest.entry(key).or_default();
-            *generation = found.place.generation.max(*generation);
+            let best = newest.entry(key).or_default();
+            *best = rank(found).max(*best);
         }
         for found in found {
             let key = (std::sync::Arc::clone(&found.place.process), found.place.index);
-            let is_newest = newest.get(&key) == Some(&found.place.generation);
+            let is_newest = newest.get(&key) == Some(&rank(&found));
             let index = usize::try_from(found.place.index).unwrap_or(usize::MAX);
             let id = self.processes.get(&found.place.process).and_then(|process| process.ids.get(index)).copied();
+            if let Some(instance) = id.and_then(|id| self.instances.get_mut(&id)) {
+                instance.newest = instance.newest.max(found.place.generation);
+            }
             match id {
                 Some(id) if is_newest => self.adopt_one(id, found, now),
                 Some(_) | None => self.clear(&found),
@@ -153,4 +156,15 @@ impl<P: Platform> Supervisor<P> {
     pub(super) fn is_of_command(&self, name: &str) -> bool {
         self.processes.get(name).is_some_and(|process| process.origin == Origin::Command)
     }
+}
+
+/// Which of several lives of an instance is taken over: one that served, else one that stood by, else what is left of one; of
+/// several such the newest.
+fn rank<C>(found: &Found<C>) -> (u8, u64) {
+    let kind = match &found.main {
+        Some((_, record)) if !record.standby => 2,
+        Some(_) => 1,
+        None => 0,
+    };
+    (kind, found.place.generation)
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use super::beside::Standby;
 use crate::process::health::Monitor;
 use crate::process::machine::{Machine, Policy};
 use crate::process::platform::{Place, Record};
@@ -45,6 +46,12 @@ pub(super) struct Instance<C> {
     pub(super) child: Option<C>,
     pub(super) pid: Option<u32>,
     pub(super) port: Option<u16>,
+    /// The highest generation there was, of one beside it too.
+    pub(super) newest: u64,
+    /// What is to take its place.
+    pub(super) standby: Option<Standby>,
+    /// Processes beside the one of this generation: the next one, and those that were asked to end.
+    pub(super) beside: u32,
     /// Of the definition that the running process has.
     pub(super) fingerprint: u64,
     pub(super) started: Option<SystemTime>,
@@ -77,6 +84,9 @@ impl<C> Instance<C> {
             log_name: spec.log_name(index).into(),
             machine: Machine::new(Policy::of(spec), seed(id)),
             generation: 0,
+            newest: 0,
+            standby: None,
+            beside: 0,
             child: None,
             pid: None,
             port: None,
@@ -101,6 +111,11 @@ impl<C> Instance<C> {
         Place { process: Arc::clone(&self.process), index: self.index, generation: self.generation }
     }
 
+    /// The ports of its processes.
+    pub(super) fn ports(&self) -> impl Iterator<Item = u16> + use<C> {
+        self.port.into_iter().chain(self.standby.as_ref().and_then(|standby| standby.port))
+    }
+
     /// When something is due: of its machine, a check, or the calendar.
     pub(super) fn due(&self) -> Option<Instant> {
         let check = self.monitor.as_ref().and_then(Monitor::due);
@@ -110,7 +125,8 @@ impl<C> Instance<C> {
 
     /// Another life begins.
     pub(super) fn begin(&mut self, port: Option<u16>, fingerprint: u64) {
-        self.generation += 1;
+        self.newest += 1;
+        self.generation = self.newest;
         self.port = port;
         self.fingerprint = fingerprint;
     }
@@ -121,6 +137,7 @@ impl<C> Instance<C> {
             port: self.port,
             restarts: self.machine.restarts(),
             fingerprint: self.fingerprint,
+            standby: false,
             started_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
         }
     }

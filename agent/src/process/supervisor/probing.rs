@@ -1,9 +1,9 @@
 //! Health checks: begun when they are due, judged when they end.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use super::{Done, Platform, Purpose, Supervisor, launch};
+use super::{Done, Launch, Platform, Purpose, Supervisor, launch};
 use crate::process::definition::health::Kind;
 use crate::process::health::{Verdict, probe};
 use crate::process::machine::Input;
@@ -18,12 +18,7 @@ impl<P: Platform> Supervisor<P> {
         let (generation, platform) = (instance.generation, Arc::clone(&self.platform));
         let launch = launch(instance, Arc::clone(&process.spec.definition));
         self.pending.push(Box::pin(async move {
-            let result = match kind {
-                Kind::Http => probe::http(&target, limit).await,
-                Kind::Tcp => probe::tcp(&target, limit).await,
-                Kind::Script => platform.run(launch, &target, Purpose::Check, limit).await,
-            };
-            Done::Probed(id, generation, result)
+            Done::Probed(id, generation, ask(&*platform, &launch, kind, &target, limit).await)
         }));
     }
 
@@ -58,5 +53,20 @@ impl<P: Platform> Supervisor<P> {
         instance.error = Some(format!("it was not healthy: {why}").into());
         self.announce(id, What::HealthChanged);
         self.feed(id, Input::Unfit(Reason::Health), now);
+    }
+}
+
+/// Asks a process for its health.
+pub(super) async fn ask<P: Platform>(
+    platform: &P,
+    launch: &Launch,
+    kind: Kind,
+    target: &str,
+    limit: Duration,
+) -> Result<(), String> {
+    match kind {
+        Kind::Http => probe::http(target, limit).await,
+        Kind::Tcp => probe::tcp(target, limit).await,
+        Kind::Script => platform.run(launch.clone(), target, Purpose::Check, limit).await,
     }
 }

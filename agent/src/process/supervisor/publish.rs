@@ -78,6 +78,11 @@ impl<P: Platform> Supervisor<P> {
     }
 }
 
+/// What its machine says; it is still stopping while something of it is left beside.
+fn status<C>(instance: &Instance<C>) -> Status {
+    if instance.machine.is_at_rest() && instance.beside > 0 { Status::Stopping } else { instance.machine.status() }
+}
+
 fn view<C>(instance: &Instance<C>, process: &Process, logs: &LogPolicy, version: u64) -> View {
     let definition = &process.spec.definition;
     let (out, error) = logs.files(definition, &instance.log_name);
@@ -97,7 +102,7 @@ fn view<C>(instance: &Instance<C>, process: &Process, logs: &LogPolicy, version:
         namespace: old
             .filter(|old| *old.namespace == *definition.namespace)
             .map_or_else(|| definition.namespace.as_str().into(), |old| Arc::clone(&old.namespace)),
-        status: instance.machine.status(),
+        status: status(instance),
         pid: instance.pid,
         port: instance.port,
         restarts: instance.machine.restarts(),

@@ -399,7 +399,10 @@ impl<P: Platform> Supervisor<P> {
 
     /// Takes an instance away that leaves and has come to rest.
     pub(super) fn remove_if_due(&mut self, id: u32) {
-        let is_due = self.instances.get(&id).is_some_and(|instance| instance.leaving && instance.machine.is_at_rest());
+        let is_due = self
+            .instances
+            .get(&id)
+            .is_some_and(|instance| instance.leaving && instance.machine.is_at_rest() && instance.beside == 0);
         if !is_due {
             return;
         }

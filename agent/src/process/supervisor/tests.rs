@@ -247,18 +247,6 @@ async fn a_changed_configuration_restarts_what_an_earlier_agent_started() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reload_never_has_two_of_three_down() {
-    let world = World::new();
-    world.handle.create(cluster("web", 3)).await.expect("created");
-    let online = [("web-0", Status::Online), ("web-1", Status::Online), ("web-2", Status::Online)];
-    world.until(&online).await;
-    world.host.count_fewest();
-    world.handle.reload(&named("web")).await.expect("reloaded");
-    assert_eq!(world.host.fewest(), 2);
-    assert_eq!(world.host.running(), ["web@0.2", "web@1.2", "web@2.2"]);
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_scale_makes_and_takes_instances_with_their_ports() {
     let world = World::new();
     let web = Definition { port: Ports::parse("3000-3009"), ..definition("web") };
@@ -533,3 +521,5 @@ async fn files_that_cannot_be_watched_are_told_and_the_process_runs() {
     until_error(&world, Some("the kernel takes no more")).await;
     world.until(&[("web", Status::Online)]).await;
 }
+
+mod reloads;
