@@ -38,7 +38,7 @@ use crate::pm3::{self, Pm3};
 use crate::process::handle::Handle as Processes;
 use crate::store;
 use crate::wireguard::status::PeerFigures;
-use crate::{dns, ebpf, mesh, net, wireguard};
+use crate::{bus, dns, ebpf, mesh, net, wireguard};
 
 /// Everything the handlers read.
 #[derive(Debug, Clone)]
@@ -67,6 +67,8 @@ pub struct Sources {
     pub has_web: bool,
     /// What the gateway does; its default where there is none.
     pub gateway: watch::Receiver<gateway::Status>,
+    /// What the message bus does; its default where there is none.
+    pub bus: watch::Receiver<bus::Status>,
     /// The bound is the composition root's choice; a full queue answers "busy".
     pub commands: mpsc::Sender<Command>,
 }

@@ -61,7 +61,7 @@ use crate::foundation::metrics::Metrics;
 use crate::foundation::telemetry::{self, History, LevelHandle, TelemetryError};
 use crate::identity::{Identity, IdentityError};
 use crate::pm3::{self, Pm3, Pm3Error};
-use crate::store;
+use crate::{bus, store};
 use domains::{Domains, DomainsError};
 use loops::End;
 use privileges::{PrivilegeError, Roles};
@@ -95,6 +95,8 @@ enum AppError {
     Settings(#[from] ResolveError),
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
+    #[error("the message bus cannot be had")]
+    Bus(#[from] bus::StartError),
     #[error("failed to start the runtime")]
     Runtime(#[source] std::io::Error),
     #[error(transparent)]
@@ -217,6 +219,7 @@ async fn serve_until_stopped(
     keep_log(&history, &settings);
     let figures = domains.figures_reader();
     let _paths = paths::start(domains.wireguard.figures_reader(), mesh.clone());
+    let bus = start_bus(&settings, &domains, &store, &metrics, &domain_shutdown).await?;
     let pm3 = Pm3::start(pm3::Inputs {
         model: domains.model(),
         agent: Arc::new(ForMethods { commands: commands_tx.clone(), figures: figures.clone() }),
@@ -225,6 +228,7 @@ async fn serve_until_stopped(
         process: domains.process.handle.clone(),
         ip_table: settings.gateway.ip_table.clone(),
         store: store.clone(),
+        bus: bus.clone(),
     })?;
     let recorded = start_callers(&settings, &metrics).await;
     let classifier = recorded.clone().map(|recorded| recorded as Arc<dyn pm3::caller::Classifier>);
@@ -251,6 +255,7 @@ async fn serve_until_stopped(
         identity: identity.clone(),
         has_web: web.is_some(),
         gateway: gateway_status,
+        bus: bus.status(),
         process: domains.process.handle.clone(),
         readiness: readiness.clone(),
         metrics,
@@ -276,6 +281,23 @@ async fn start_callers(settings: &Settings, metrics: &Metrics) -> Option<Arc<cal
         true => Some(Arc::new(callers::Recorded(Callers::start(settings.callers.clone(), metrics).await))),
         false => None,
     }
+}
+
+/// The message bus, where the configuration asks for one.
+async fn start_bus(
+    settings: &Settings,
+    domains: &Domains,
+    store: &store::Handle,
+    metrics: &Metrics,
+    shutdown: &Shutdown,
+) -> Result<bus::Handle, AppError> {
+    let inputs = bus::Inputs {
+        config: settings.bus.clone(),
+        model: domains.model(),
+        store: store.clone(),
+        run_dir: settings.run_dir.clone(),
+    };
+    Ok(bus::start(inputs, metrics, shutdown.stop()).await?)
 }
 
 fn keep_log(history: &History, settings: &Settings) {
@@ -319,7 +341,7 @@ fn store_inputs(settings: &Settings, identity: &Identity) -> Result<store::Input
         config: settings.store.clone(),
         node: settings.model.node.id.clone(),
         directory: settings.state_dir.join("store"),
-        schemas: vec![pm3::kv::SCHEMA, crate::mesh::schema::SCHEMA],
+        schemas: vec![pm3::kv::SCHEMA, crate::mesh::schema::SCHEMA, bus::schema::SCHEMA],
         formation: formation(settings, identity),
         network: raft::network(&settings.raft, identity)?,
     })

@@ -18,7 +18,7 @@ use crate::foundation::id::{InstanceName, NodeId};
 use crate::foundation::telemetry;
 use crate::process::definition::Definition;
 use crate::sys::file::{self, FileError};
-use crate::{dns, ebpf, mesh, net, process, store, wireguard};
+use crate::{bus, dns, ebpf, mesh, net, process, store, wireguard};
 
 pub use overrides::{Override, OverrideError};
 pub use reload::restart_keys;
@@ -53,6 +53,7 @@ pub struct Config {
     /// `[process.NAME]`.
     pub process: BTreeMap<String, Definition>,
     pub raft: store::config::RaftConfig,
+    pub bus: bus::config::Config,
     pub log: telemetry::Config,
 }
 
@@ -77,6 +78,7 @@ impl Default for Config {
             supervisor: process::config::Config::default(),
             process: BTreeMap::new(),
             raft: store::config::RaftConfig::default(),
+            bus: bus::config::Config::default(),
             log: telemetry::Config::default(),
         }
     }

@@ -42,6 +42,7 @@ pub mod ebpf;
 pub mod dns;
 pub mod mesh;
 pub mod process;
+pub mod bus;
 pub mod doctor;
 pub mod pm3;
 pub mod api;

@@ -18,9 +18,10 @@
 //! | `service` | the supervised processes |
 //! | [`ipinfo`] | what a local table knows about an address |
 //! | [`kv`] | values by key, on the replicated store |
+//! | `bus` | events and their results, requests over the message bus |
 //!
-//! Invariants: a method that changes something is never reached by GET; nothing here waits on the network but a lambda,
-//! and that with a deadline; JSON is the data model of this API, so it is named here, as values and never as a transport.
+//! Invariants: a method that changes something is never reached by GET; nothing here waits on the network but a lambda
+//! and the message bus, and those with a deadline; JSON is the data model of this API, so it is named here, as values and never as a transport.
 
 pub mod caller;
 pub mod call;
@@ -35,17 +36,19 @@ pub mod tail;
 pub mod ipinfo;
 pub mod kv;
 mod service;
+mod bus;
 mod node;
 mod peers;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
+use crate::bus::Handle as Bus;
 use crate::foundation::id::NodeId;
 use crate::foundation::telemetry::History;
 use crate::model::Model;
@@ -70,6 +73,12 @@ pub trait Agent: Send + Sync + 'static {
     fn peers(&self) -> BoxFuture<'static, Vec<PeerFigures>>;
 }
 
+/// Carries calls to other nodes. `api` stands behind it.
+pub trait Carrier: Send + Sync + 'static {
+    /// Carries a call to the machine that it is for; the path names the method there.
+    fn carry(&self, machine: MachineId, path: String, call: Call) -> BoxFuture<'static, Outcome>;
+}
+
 /// What the methods read.
 pub struct Inputs {
     pub model: watch::Receiver<Arc<Model>>,
@@ -84,6 +93,7 @@ pub struct Inputs {
     pub ip_table: Option<PathBuf>,
     /// The replicated database, with the tables of [`kv::SCHEMA`].
     pub store: store::Handle,
+    pub bus: Bus,
 }
 
 /// Why the methods cannot be offered.
@@ -110,6 +120,8 @@ pub struct Pm3 {
     pub history: History,
     ip_table: IpTable,
     store: store::Handle,
+    pub bus: Bus,
+    carrier: OnceLock<Arc<dyn Carrier>>,
 }
 
 impl fmt::Debug for Pm3 {
@@ -144,6 +156,8 @@ impl Pm3 {
             history: inputs.history,
             ip_table,
             store: inputs.store,
+            bus: inputs.bus,
+            carrier: OnceLock::new(),
         }))
     }
 
@@ -177,6 +191,11 @@ impl Pm3 {
             Handler::Now(handler) => Ok(handler(self, &call)),
             Handler::Later(handler) => Err(handler(Arc::clone(self), call)),
         }
+    }
+
+    /// Has calls for functions of other nodes carried there. The first carrier stays.
+    pub fn carry_by(&self, carrier: Arc<dyn Carrier>) {
+        self.carrier.set(carrier).ok();
     }
 
     /// The newest figures of this host; none is older than a few seconds.

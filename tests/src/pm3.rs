@@ -1,6 +1,8 @@
 //! The pm3 API of a whole agent: curl and a WebSocket client in Python drive it, and the log is followed.
 
 mod attacks;
+mod bus;
+mod hop;
 
 use integration_tests::agent::{Settings, TestAgent};
 use integration_tests::gate;

@@ -87,6 +87,8 @@ pub struct Status {
     pub listening: Vec<SocketAddr>,
     /// Addresses whose connections are steered to us, whoever else holds them.
     pub steered: Vec<SocketAddr>,
+    /// Those of both that speak without TLS.
+    pub plain: Vec<SocketAddr>,
     /// What the classification of callers rests on.
     pub classification: String,
     /// Why that is not the best there is.
@@ -161,6 +163,7 @@ pub fn start(inputs: Inputs, mut stop: Stop) -> Gateway {
         connections: AtomicUsize::new(0),
         counts: Counts::default(),
     });
+    shared.pm3.carry_by(Arc::new(hop::Errands(Arc::downgrade(&shared))));
     self::metrics::register(&metrics, &shared);
     let task = task::spawn("gateway", async move {
         let mut open = BTreeMap::new();
@@ -234,7 +237,11 @@ fn reconcile(
     }
     for (address, listener) in open {
         let list = if listener.is_steered() { &mut status.steered } else { &mut status.listening };
-        list.push(listener.address(*address));
+        let shown = listener.address(*address);
+        list.push(shown);
+        if wanted.contains(&(*address, Speaks::Plain)) {
+            status.plain.push(shown);
+        }
     }
     status
 }

@@ -1,13 +1,14 @@
 //! The pm3 methods over HTTP: a request becomes a call, an outcome becomes an answer. Serves the control socket and the gateway.
 //!
 //! Success is 200 with the value and a line end, nothing is `{}`; a failure is `{"error":…,"code":…}` with the status of its
-//! code; `?pretty` indents both. Three paths are no methods because their answers are not one JSON value: `/tail`,
-//! `/debug/headers` and `/debug/pprof/`.
+//! code; `?pretty` indents both. Some paths are no methods because their answers are not one JSON value: `/tail`,
+//! `/debug/headers`, `/debug/pprof/` and `/nats/`.
 //!
 //! Invariants: a body is read only where the method takes one, up to [`MAX_BODY_BYTES`] and within a deadline; calls in work
 //! are bounded; the caller's going away drops the call.
 
 pub(super) mod pretty;
+mod monitor;
 mod profile;
 
 use std::net::IpAddr;
@@ -93,7 +94,7 @@ where
 }
 
 fn is_special(path: &str) -> bool {
-    path == "/tail" || path.starts_with("/debug/")
+    path == "/tail" || path.starts_with("/debug/") || monitor::is_for(path)
 }
 
 fn finished(outcome: Outcome, is_pretty: bool) -> Response<Body> {
@@ -115,7 +116,8 @@ fn start(
     let (method, parts) = pm3.find(verb, head.uri.path())?;
     // Only methods that take something look at the query.
     let query = head.uri.query().filter(|_| method.takes != Takes::Nothing).map(str::to_owned);
-    let call = Call { verb, parts, query, body, caller: Arc::clone(caller), from };
+    let headers = if method.takes == Takes::Message { monitor::message_headers(&head.headers) } else { Vec::new() };
+    let call = Call { verb, parts, query, body, headers, caller: Arc::clone(caller), from };
     Ok(pm3.call_now(method, call))
 }
 
@@ -186,12 +188,14 @@ where
         "/tail" if verb == Verb::Post => {
             let query = head.uri.query().map(str::to_owned);
             let body = read_body(body).await?;
-            let call = Call { verb, parts: Vec::new(), query, body, caller: Arc::clone(caller), from };
+            let (parts, headers) = (Vec::new(), Vec::new());
+            let call = Call { verb, parts, query, body, headers, caller: Arc::clone(caller), from };
             let lines = tail::open(pm3, tail::Options::read(&call)?).await;
             let chunks = lines.map(|line| Ok(Bytes::from(format!("{line}\n"))));
             Ok(response(HeaderValue::from_static("application/stream+json"), Body::Stream(chunks.boxed())))
         }
         "/tail" => Err(Failure::new(Kind::WrongVerb, "/tail is for POST, with the options as a JSON object")),
+        path if monitor::is_for(path) => monitor::answer(pm3, verb, path, head.uri.query()).await,
         "/debug/headers" => Ok(response(TEXT, headers(head).into())),
         path => match path.strip_prefix("/debug/pprof/").or_else(|| (path == "/debug/pprof").then_some("")) {
             Some(name) => profile::answer(name, head.uri.query().unwrap_or_default()).await,

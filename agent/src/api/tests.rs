@@ -66,6 +66,7 @@ impl Fixture {
             history: crate::foundation::telemetry::History::default(),
             process: Processes::disabled("this is a test"),
             ip_table: None,
+            bus: crate::bus::Handle::off(),
             store: store::Handle::absent(),
         });
         let pm3 = pm3.expect("the methods start");
@@ -90,6 +91,7 @@ impl Fixture {
             mesh_handle: mesh_handle(state.path()),
             has_web: true,
             gateway: watch::Sender::default().subscribe(),
+            bus: watch::Sender::default().subscribe(),
             commands: commands_tx,
         };
         Self { sources: Arc::new(sources), wireguard, commands, shutdown: Shutdown::default() }

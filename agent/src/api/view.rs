@@ -13,7 +13,7 @@ use crate::model::key::PublicKey;
 use crate::model::peer::Peer;
 use crate::model::{Model, Relay};
 use crate::wireguard::status::PeerFigures;
-use crate::{dns, ebpf, net, wireguard};
+use crate::{bus, dns, ebpf, net, wireguard};
 
 /// The number of the schema; it changes when a field loses its meaning, not when one is added.
 pub const SCHEMA: u32 = 1;
@@ -40,6 +40,7 @@ pub fn status(sources: &Sources) -> proto::Status {
         ("accounting", &accounting.errors),
         ("dns", &dns.errors),
         ("gateway", &sources.gateway.borrow().errors),
+        ("message bus", &sources.bus.borrow().errors),
         ("mesh", &mesh.errors),
         ("store", &store.errors),
     ]);
@@ -67,6 +68,7 @@ pub fn status(sources: &Sources) -> proto::Status {
         gateway: Some(gateway),
         store: Some(store),
         mesh: Some(mesh),
+        bus: bus_status(&sources.bus.borrow()),
     }
 }
 
@@ -168,9 +170,20 @@ fn gateway_status(status: &gateway::Status) -> proto::GatewayStatus {
     proto::GatewayStatus {
         listening: text(&status.listening),
         steered: text(&status.steered),
+        plain: text(&status.plain),
         callers: Some(status.classification.clone()).filter(|text| !text.is_empty()),
         callers_fallback_reason: status.classification_fallback.clone(),
     }
+}
+
+/// Nothing of a node that never had one.
+fn bus_status(status: &bus::Status) -> Option<proto::BusStatus> {
+    (*status != bus::Status::default()).then(|| proto::BusStatus {
+        server_pid: status.server,
+        connected: status.connected.clone(),
+        routes: status.routes.clone(),
+        errors: status.errors.clone(),
+    })
 }
 
 fn accounting_status(status: &ebpf::status::Status) -> proto::AccountingStatus {

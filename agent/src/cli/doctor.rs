@@ -64,11 +64,13 @@ fn agent(status: &proto::Status) -> Agent {
     let table = status.firewall.as_ref().and_then(|firewall| firewall.table.as_deref());
     let resolver = status.dns.as_ref().and_then(|dns| dns.hook.as_deref());
     let callers = status.gateway.as_ref().and_then(|gateway| gateway.callers.as_deref());
+    let bus = status.bus.as_ref().map(super::status::bus_line);
     let uses = [
         ("WireGuard", backend.unwrap_or("no device yet")),
         ("accounting", hook.unwrap_or("nothing is counted")),
         ("nftables", table.unwrap_or("no table")),
         ("host resolver", resolver.unwrap_or("left alone")),
+        ("message bus", bus.as_deref().unwrap_or("off (bus.enabled)")),
         ("callers", callers.unwrap_or("no gateway, so nobody calls")),
     ];
     Agent {

@@ -1,5 +1,7 @@
 //! `weft token`, `weft join`, `weft leave`, `weft acl` and `weft events`: the mesh as its operator handles it.
 
+mod hop;
+
 use std::io::Read as _;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -38,6 +40,12 @@ pub(super) enum MeshCommand {
         after_help = "Examples:\n  sudo weft leave           this node leaves\n  sudo weft leave beta      beta is removed, whether it runs or not"
     )]
     Leave(LeaveArgs),
+    /// Ask another node over HTTP, over the mesh: its pm3 API or any of its hosts
+    ///
+    /// The answer streams to standard output as it comes. Exit code 1: the status was 400 or above, or there was no answer.
+    #[command(after_help = "Examples:\n  weft hop beta /ping\n  weft hop beta http://example.org/x -i\n  \
+                      weft hop beta /kv/a -X PUT -d '{\"value\":1}'\n  weft hop beta /tail -d '{\"follow\":true}'")]
+    Hop(hop::HopArgs),
     /// Decide which nodes may vote in the mesh
     #[command(subcommand)]
     Acl(AclCommand),
@@ -140,6 +148,8 @@ pub(super) enum MeshError {
     Input(#[source] std::io::Error),
     #[error("there is no file {}", .0.display())]
     NoFile(PathBuf),
+    #[error(transparent)]
+    Hop(#[from] hop::HopError),
 }
 
 async fn membership(client: &Client) -> Result<MembershipClient<Channel>, ClientError> {
@@ -151,6 +161,7 @@ pub(super) async fn run(client: &Client, command: &MeshCommand) -> Result<Exit, 
         MeshCommand::Token(command) => token(client, command).await,
         MeshCommand::Join(args) => join(client, args).await,
         MeshCommand::Leave(args) => leave(client, args).await,
+        MeshCommand::Hop(args) => hop::run(client, args).await,
         MeshCommand::Acl(command) => acl(client, command).await,
         MeshCommand::Events(args) => events(client, args.json).await,
     }

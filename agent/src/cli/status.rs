@@ -130,9 +130,17 @@ fn fields(status: &proto::Status) -> Vec<(&'static str, String)> {
         ("accounting", counted(&accounting)),
         ("DNS", dns_line(&dns)),
         ("pm3 API", gateway_line(&status.gateway.clone().unwrap_or_default())),
+        ("bus", status.bus.as_ref().map(bus_line).unwrap_or_default()),
         ("mesh", status.mesh.as_ref().map(mesh_line).unwrap_or_default()),
         ("store", status.store.as_ref().map(store_line).unwrap_or_default()),
     ]
+}
+
+pub(super) fn bus_line(bus: &proto::BusStatus) -> String {
+    let Some(place) = &bus.connected else { return "not connected".to_owned() };
+    let server = bus.server_pid.map(|pid| format!(", nats-server as process {pid}")).unwrap_or_default();
+    let routes = if bus.routes.is_empty() { String::new() } else { format!(", routes to {}", bus.routes.join(", ")) };
+    format!("{place}{server}{routes}")
 }
 
 fn mesh_line(mesh: &proto::MeshStatus) -> String {

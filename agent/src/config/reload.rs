@@ -19,6 +19,7 @@ pub fn restart_keys(running: &Config, wanted: &Config) -> Vec<&'static str> {
         ("[gateway]", running.gateway == wanted.gateway),
         ("[raft]", running.raft == wanted.raft),
         ("[store]", running.store == wanted.store),
+        ("[bus]", running.bus == wanted.bus),
         ("[web]", running.web == wanted.web),
         ("[grpc]", running.grpc == wanted.grpc),
         ("[supervisor]", running.supervisor == wanted.supervisor),

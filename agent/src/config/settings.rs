@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Config;
 use crate::api::{contract, gateway, web};
+use crate::bus;
 use crate::dns::wire::{NotAName, WireName};
 use crate::foundation::id::{InvalidName, NodeId};
 use crate::foundation::telemetry::{self, TelemetryError};
@@ -25,6 +26,7 @@ pub struct Settings {
     pub accounting: ebpf::Settings,
     pub dns: dns::Settings,
     pub gateway: gateway::config::Config,
+    pub bus: bus::config::Config,
     pub callers: ebpf::callers::Settings,
     pub web: web::config::Settings,
     pub grpc: contract::Config,
@@ -63,6 +65,8 @@ pub enum ResolveError {
     Mesh(#[from] mesh::config::ConfigError),
     #[error(transparent)]
     Gateway(#[from] gateway::config::ConfigError),
+    #[error(transparent)]
+    Bus(#[from] bus::config::ConfigError),
     #[error(transparent)]
     Web(#[from] web::config::ConfigError),
     #[error(transparent)]
@@ -117,6 +121,7 @@ fn checked_peers(config: &Config) -> Result<Vec<PeerConfig>, ResolveError> {
     telemetry::parse_level(&config.log.level)?;
     config.accounting.validate()?;
     config.gateway.validate()?;
+    config.bus.validate()?;
     config.mesh.validate()?;
     config.store.validate()?;
     config.supervisor.validate()?;
@@ -149,6 +154,7 @@ fn assemble(
         callers: ebpf::callers::Settings::new(config.instance.clone(), config.gateway.caller.clone())
             .map_err(gateway::config::ConfigError::from)?,
         gateway: config.gateway.clone(),
+        bus: config.bus.clone(),
         web: config.web.settings()?,
         grpc: config.grpc.clone(),
         mesh: config.mesh.clone(),

@@ -53,6 +53,8 @@ pub struct Call {
     pub query: Option<String>,
     /// The body as it came; empty where the method takes none.
     pub body: Bytes,
+    /// What a message of this call carries beside its body; empty where the method sends none.
+    pub headers: Vec<(String, String)>,
     pub caller: Arc<Caller>,
     /// Where the connection came from; `None` on the control socket.
     pub from: Option<IpAddr>,

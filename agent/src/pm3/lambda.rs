@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::call::{Call, Outcome, Reply, Verb};
 use super::failure::{Failure, Kind};
+use super::params::encode_path;
 use super::{MachineId, Pm3, json};
 use crate::foundation::rfc3339;
 
@@ -163,23 +164,33 @@ impl Lambdas {
             requests.send(Request { method, parameter, reply }).await.map_err(|_closed| closed())?;
             answer.await.map_err(|_closed| closed())?
         };
-        match tokio::time::timeout(DEADLINE, work).await {
-            Ok(outcome) => outcome,
-            Err(_elapsed) => {
-                let text = format!("lambda {id} did not answer within {} s", DEADLINE.as_secs());
-                Err(Failure::new(Kind::Timeout, text))
-            }
-        }
+        within_deadline(id, work).await
+    }
+
+    /// The machine that an id names; `None`: it is no id.
+    fn machine_of(&self, id: &str) -> Option<MachineId> {
+        let bytes = URL_SAFE_NO_PAD.decode(id).ok().filter(|bytes| bytes.len() == 4 + RANDOM_BYTES)?;
+        bytes.first_chunk().copied().map(u32::from_le_bytes).map(MachineId)
     }
 
     fn missing(&self, id: &str) -> Failure {
-        let machine = URL_SAFE_NO_PAD.decode(id).ok().and_then(|bytes| bytes.first_chunk().copied());
-        match machine.map(u32::from_le_bytes).map(MachineId) {
+        match self.machine_of(id) {
             Some(machine) if machine != self.machine => {
-                let text = format!("lambda {id} belongs to machine {machine}; call it there");
+                let text =
+                    format!("lambda {id} belongs to machine {machine}, and there is no gateway to call it there");
                 Failure::new(Kind::NotFound, text)
             }
             Some(_) | None => Failure::new(Kind::NotFound, format!("there is no lambda {id}")),
+        }
+    }
+}
+
+async fn within_deadline(id: &str, work: impl Future<Output = Outcome>) -> Outcome {
+    match tokio::time::timeout(DEADLINE, work).await {
+        Ok(outcome) => outcome,
+        Err(_elapsed) => {
+            let text = format!("lambda {id} did not answer within {} s", DEADLINE.as_secs());
+            Err(Failure::new(Kind::Timeout, text))
         }
     }
 }
@@ -215,6 +226,11 @@ pub(super) fn call(pm3: Arc<Pm3>, call: Call) -> BoxFuture<'static, Outcome> {
             }
             Verb::Get | Verb::Delete | Verb::Post | Verb::Put | Verb::Patch => Bytes::from_static(b"null"),
         };
+        let elsewhere = pm3.lambdas.machine_of(call.part(0)).filter(|machine| *machine != pm3.lambdas.machine);
+        if let (Some(machine), Some(carrier)) = (elsewhere, pm3.carrier.get()) {
+            let path = format!("/lambda/{}/{}", encode_path(call.part(0)), encode_path(call.part(1)));
+            return within_deadline(call.part(0), carrier.carry(machine, path, call.clone())).await;
+        }
         let reply = pm3.lambdas.call(call.part(0), call.part(1).to_owned(), parameter).await?;
         Ok(match reply {
             Reply::Json(bytes) => Reply::Raw(bytes),

@@ -84,6 +84,19 @@ pub fn decode(text: &str) -> Option<String> {
     decode_with(text, true)
 }
 
+/// A part of a path with everything but letters, digits, `-._~` and the slash as `%` and two digits.
+pub fn encode_path(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
 /// Percent-decoded text of a path, where `+` is itself.
 pub fn decode_path(text: &str) -> Option<String> {
     decode_with(text, false)

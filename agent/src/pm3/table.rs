@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use super::call::{Call, Outcome, Verb};
 use super::failure::{Failure, Kind};
 use super::params::{Field, FieldKind, decode_path};
-use super::{Pm3, ipinfo, kv, lambda, node, peers, service, signer};
+use super::{Pm3, bus, ipinfo, kv, lambda, node, peers, service, signer};
 
 /// One method.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub enum Takes {
     Nothing,
     /// The body as it is.
     Raw,
+    /// The body as it is, and the headers beside it.
+    Message,
     /// These parameters.
     Fields(&'static [Field]),
 }
@@ -101,6 +103,8 @@ static METHODS: &[Method] = &[
     change("/service/restart/{service}", Takes::Nothing, Handler::Later(service::restart)),
     change("/service/stop", Takes::Nothing, Handler::Later(service::stop)),
     change("/service/stop/{service}", Takes::Nothing, Handler::Later(service::stop)),
+    change("/publish/{topic}", Takes::Message, Handler::Later(bus::publish)),
+    look("/result/{stream}/{seq}", Takes::Nothing, Handler::Later(bus::result)),
     look("/lambda", Takes::Nothing, Handler::Now(lambda::list)),
     only(Verb::Get, "/kv", Takes::Fields(kv::LIST), Handler::Later(kv::list)),
     only(Verb::Get, "/kv/{key}", Takes::Nothing, Handler::Later(kv::get)),

@@ -36,6 +36,7 @@ pub(super) fn pm3_over(directory: &std::path::Path, store: store::Handle) -> Arc
         process: crate::process::handle::Handle::disabled("this is a test"),
         ip_table: None,
         store,
+        bus: crate::bus::Handle::off(),
     };
     Pm3::start(inputs).expect("started")
 }
@@ -59,6 +60,7 @@ async fn ask(verb: Verb, path: &str, body: &'static str) -> Outcome {
         parts,
         query: None,
         body: Bytes::from_static(body.as_bytes()),
+        headers: Vec::new(),
         caller: Arc::new(Caller::unknown()),
         from: None,
     };

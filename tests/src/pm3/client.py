@@ -2,6 +2,8 @@
 import base64, hashlib, json, os, socket, struct, sys, threading, urllib.request
 
 ADDRESS = sys.argv[1]
+# Of another node: the path of a hop to it, and its name.
+PREFIX, NAME = (sys.argv[2:] + ["", "alpha"])[:2] if len(sys.argv) > 2 else ("", "alpha")
 
 
 class WebSocket:
@@ -9,7 +11,7 @@ class WebSocket:
         self.socket = socket.create_connection((ADDRESS, 80), timeout=20)
         self.buffer = b""
         key = base64.b64encode(os.urandom(16)).decode()
-        lines = [f"GET {path} HTTP/1.1", "Host: pm3", "Upgrade: websocket", "Connection: keep-alive, Upgrade",
+        lines = [f"GET {PREFIX}{path} HTTP/1.1", "Host: pm3", "Upgrade: websocket", "Connection: keep-alive, Upgrade",
                  f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13", *headers]
         if protocol:
             lines.append(f"Sec-WebSocket-Protocol: {protocol}")
@@ -70,7 +72,7 @@ class WebSocket:
 
 session = WebSocket("/connect", "json-rpc")
 for number in range(100):
-    assert session.call("/ping", id=number) == {"id": number, "result": "alpha", "error": None}
+    assert session.call("/ping", id=number) == {"id": number, "result": NAME, "error": None}
 for method in ["/version", "/system", "/session", "/peers", "/peers/alive", "/lambda", "GET /ping", "POST /ping"]:
     answer = session.call(method)
     assert answer["error"] is None and answer["result"] is not None, answer
@@ -119,14 +121,14 @@ thread = threading.Thread(target=answer_one)
 thread.start()
 while opened["params"][0] not in session.call("/lambda")["result"]:
     pass
-url = f"http://{ADDRESS}/lambda/{opened['params'][0]}/add"
+url = f"http://{ADDRESS}{PREFIX}/lambda/{opened['params'][0]}/add"
 request = urllib.request.Request(url, b"[1,2,3]", {"Host": "pm3"}, method="POST")
 assert json.load(urllib.request.urlopen(request, timeout=20)) == 6
 thread.join()
 
 compact = WebSocket("/connect", "jrpc")
 compact.send(struct.pack("<I", 7) + b"/ping\0\n", 2)
-assert compact.receive() == struct.pack("<I", 7 | 1 << 31) + b'\0"alpha"\n'
+assert compact.receive() == struct.pack("<I", 7 | 1 << 31) + f'\0"{NAME}"\n'.encode()
 compact.send(struct.pack("<I", 8) + b"/nothing\0\n", 2)
 answer = compact.receive()
 assert answer[:4] == struct.pack("<I", 8 | 1 << 31) and answer[4:].startswith(b"error 404: "), answer

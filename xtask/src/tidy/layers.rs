@@ -8,7 +8,7 @@ const LAYERS: &[&[&str]] = &[
     &["foundation"],
     &["sys", "model"],
     &["store", "identity"],
-    &["wireguard", "net", "ebpf", "dns", "mesh", "process"],
+    &["wireguard", "net", "ebpf", "dns", "mesh", "process", "bus"],
     &["doctor"],
     &["pm3"],
     &["api"],

@@ -6,6 +6,7 @@
 //!
 //! | module | what it owns |
 //! |---|---|
+//! | `errand` | calls of methods that another node carries out |
 //! | `passport` | who asked at first, in one header |
 //! | `peers` | a peer by its name or machine id, and the connections to it |
 //! | `link` | a connection whose other end has proven who it is |
@@ -14,6 +15,7 @@
 //! itself ends here, and who it is is said by this node; a request is carried on at most [`MOST_HOPS`] times; a stream is not
 //! cut, a peer that is gone is noticed by its missing answers to pings.
 
+mod errand;
 mod link;
 mod passport;
 mod peers;
@@ -47,6 +49,7 @@ use crate::pm3::signer::split_query;
 use link::{DialError, Dialer};
 use peers::{Directory, Found, InFlight, Peer};
 
+pub(super) use errand::Errands;
 pub(super) use passport::Passport;
 
 /// How often a request may be carried on; a circle of nodes ends here.
@@ -143,7 +146,7 @@ impl Hop {
                 head.headers.insert(header::UPGRADE, protocol);
                 upgraded(dialer, peer, Request::from_parts(head, body)).await?
             }
-            None => asked(dialer, peer, with_authority(head)?, body).await?,
+            None => asked(dialer, peer, with_authority(head)?, Upload::new(body).0).await?,
         };
         if let (Some(ray), false) = (ray, response.headers().contains_key(X_RAY)) {
             response.headers_mut().insert(X_RAY, ray);
@@ -210,8 +213,7 @@ fn with_authority(mut head: Parts) -> Result<Parts, ApiError> {
     Ok(head)
 }
 
-async fn asked(dialer: &Dialer, peer: &Peer, head: Parts, body: Incoming) -> Result<Response<Body>, ApiError> {
-    let (upload, _uploaded) = Upload::new(body);
+async fn asked(dialer: &Dialer, peer: &Peer, head: Parts, upload: Upload) -> Result<Response<Body>, ApiError> {
     let may_ask_again = head.method.is_safe() && upload.is_nothing();
     let mut again = may_ask_again.then(|| head.clone());
     let mut request = Request::from_parts(head, upload);

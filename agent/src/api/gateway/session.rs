@@ -460,7 +460,7 @@ fn start(context: &Context, method: &str, parameter: Bytes) -> Started {
     // A null says as much as no parameter.
     let body = if parameter.as_ref() == b"null" { Bytes::new() } else { parameter };
     let caller = Arc::clone(&context.caller);
-    let call = Call { verb, parts, query, body, caller, from: Some(context.from) };
+    let call = Call { verb, parts, query, body, headers: Vec::new(), caller, from: Some(context.from) };
     match context.shared.pm3.call_now(found, call) {
         Ok(outcome) => Started::Done(outcome),
         Err(work) => Started::Runs(Box::pin(methods::with_slot(work))),

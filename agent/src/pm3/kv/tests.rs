@@ -33,7 +33,8 @@ impl Node {
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query.to_owned())));
         let (method, parts) = self.pm3.find(verb, path)?;
         let caller = Arc::new(Caller::unknown());
-        let call = Call { verb, parts, query, body: Bytes::from(body.to_owned()), caller, from: None };
+        let call =
+            Call { verb, parts, query, body: Bytes::from(body.to_owned()), headers: Vec::new(), caller, from: None };
         self.pm3.call(method, call).await
     }
 

@@ -92,7 +92,13 @@ impl Link {
 /// The body of a request on its way to a server.
 pub(in crate::api::gateway) enum Upload {
     Nothing,
-    Body { body: Incoming, pause: Option<Pin<Box<Sleep>>>, ended: Arc<AtomicBool> },
+    /// All of it is here; taken when it is sent.
+    Whole(Bytes),
+    Body {
+        body: Incoming,
+        pause: Option<Pin<Box<Sleep>>>,
+        ended: Arc<AtomicBool>,
+    },
 }
 
 impl Upload {
@@ -106,6 +112,11 @@ impl Upload {
         (Self::Body { body, pause: None, ended: Arc::clone(&ended) }, ended)
     }
 
+    /// A body that is here already.
+    pub(in crate::api::gateway) fn whole(body: Bytes) -> Self {
+        if body.is_empty() { Self::Nothing } else { Self::Whole(body) }
+    }
+
     pub(in crate::api::gateway) fn is_nothing(&self) -> bool {
         matches!(self, Self::Nothing)
     }
@@ -116,7 +127,15 @@ impl hyper::body::Body for Upload {
     type Error = io::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let Self::Body { body, pause, ended } = &mut *self else { return Poll::Ready(None) };
+        let (body, pause, ended) = match &mut *self {
+            Self::Nothing => return Poll::Ready(None),
+            Self::Whole(body) => {
+                let whole = std::mem::take(body);
+                *self = Self::Nothing;
+                return Poll::Ready(Some(Ok(Frame::data(whole))));
+            }
+            Self::Body { body, pause, ended } => (body, pause, ended),
+        };
         match Pin::new(&mut *body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 *pause = None;
@@ -140,6 +159,7 @@ impl hyper::body::Body for Upload {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Nothing => true,
+            Self::Whole(_) => false,
             Self::Body { body, .. } => body.is_end_stream(),
         }
     }
@@ -147,6 +167,7 @@ impl hyper::body::Body for Upload {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Nothing => SizeHint::with_exact(0),
+            Self::Whole(body) => SizeHint::with_exact(body.len() as u64),
             Self::Body { body, .. } => body.size_hint(),
         }
     }
