@@ -88,9 +88,10 @@ impl Server {
             command.env("PATH", path);
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => ServerError::Missing(program.to_owned()),
-            _ => ServerError::Start { program: program.to_owned(), source },
+        let mut child = command.spawn().map_err(|source| {
+            let program = program.to_owned();
+            let is_missing = source.kind() == io::ErrorKind::NotFound;
+            if is_missing { ServerError::Missing(program) } else { ServerError::Start { program, source } }
         })?;
         if let (Some(output), Some(errors)) = (child.stdout.take(), child.stderr.take()) {
             task::detach("bus-log", follow(output));

@@ -172,8 +172,7 @@ mod tests {
         let joined = spec(&[("beta", 2)], &[("beta", "cc")]);
         assert_eq!(alone.change_to(&joined), Change::Reload);
         assert_eq!(joined.change_to(&spec(&[("beta", 2)], &[("beta", "ee")])), Change::Reload);
-        let mut moved = Config::default();
-        moved.cluster_port = 7222;
+        let moved = Config { cluster_port: 7222, ..Config::default() };
         let secret = |text: &str| Secret::new(text.to_owned());
         let own = Own { password: secret("aa"), route_password: secret("bb") };
         assert_eq!(alone.change_to(&Spec::of(&moved, &model(&[]), &own, &[])), Change::Restart);

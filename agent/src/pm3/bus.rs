@@ -16,23 +16,17 @@ const RAW: &str = "raw.";
 
 impl From<BusError> for Failure {
     fn from(error: BusError) -> Self {
-        let kind = match &error {
+        let text = error.to_string();
+        let kind = match error {
+            BusError::Store(error) => return error.into(),
             BusError::Off | BusError::NotOurs | BusError::NotConnected(_) | BusError::NoResponders(_) => {
                 Kind::Unavailable
             }
             BusError::Topic(_) => Kind::Invalid,
             BusError::TimedOut { .. } => Kind::Timeout,
             BusError::Refused(_) => Kind::Failed,
-            BusError::Store(_) => return store_failure(error),
         };
-        Self::new(kind, error.to_string())
-    }
-}
-
-fn store_failure(error: BusError) -> Failure {
-    match error {
-        BusError::Store(error) => error.into(),
-        other => Failure::failed(other.to_string()),
+        Self::new(kind, text)
     }
 }
 
