@@ -87,6 +87,10 @@ const PACKAGES: &[Package] = &[
         ..package(Group::Test, "supervisor", "supervisord", "the supervisor we compare with")
     },
     Package {
+        services: &["nats-server.service"],
+        ..package(Group::Run, "nats-server", "nats-server", "the message bus, where bus.enabled")
+    },
+    Package {
         services: &["ssh.socket", "ssh.service"],
         ..package(Group::Test, "openssh-server", "sshd", "a forwarder before the gateway")
     },
