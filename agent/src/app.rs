@@ -191,10 +191,7 @@ async fn serve_until_stopped(
     history: History,
 ) -> Result<(), AppError> {
     let socket = control::bind(&settings.run_dir)?;
-    let web = match settings.web.enabled {
-        true => Some(web::bind(settings.web.listen)?),
-        false => None,
-    };
+    let web = settings.web.enabled.then(|| web::bind(settings.web.listen)).transpose()?;
     let identity = open_identity(&settings)?;
     let grpc = match settings.grpc.enabled {
         true => Some(grpc::bind(settings.grpc.listen, identity.clone())?),

@@ -21,7 +21,8 @@
 //! that grow, and is never left behind.
 //!
 //! JetStream is off: a server alone and one in a cluster keep streams in two ways that cannot be turned into each other without
-//! loss, and nodes join at any time. What must last (the number of an event, its result, `/kv`) is in the replicated store.
+//! loss, and nodes join at any time. So an event is delivered at most once, and one that is published while servers are finding
+//! each other may reach nobody. What must last (the number of an event, its result, `/kv`) is in the replicated store.
 
 pub mod config;
 pub mod schema;

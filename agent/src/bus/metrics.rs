@@ -47,8 +47,8 @@ impl Collector for Now {
             (i64::from(status.connected.is_some()), i64::try_from(status.routes.len()).unwrap_or(i64::MAX))
         };
         for (name, help, value) in [
-            ("bus_up", "1 while the agent is connected to its message bus", up),
-            ("bus_routes", "Nodes that the server here has routes to", routes),
+            ("up", "1 while the agent is connected to its message bus.", up),
+            ("routes", "Nodes that the server here has routes to.", routes),
         ] {
             let gauge = ConstGauge::new(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
