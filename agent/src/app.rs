@@ -9,6 +9,7 @@
 //! | `accounting` | `watch` of the model and the link | `watch` of its status; figures on demand |
 //! | `dns` | `watch` of the model and the link, queries | `watch` of its status |
 //! | `process` | requests, ends of processes, a timer | `watch` of its snapshot, events, the saved list |
+//! | `bus`, `bus-results` | `watch` of the model, credentials in the store, the end of the server | the server, `watch` of its status, results in the store |
 //! | `log-keeper` | FIFOs to read | the program that keeps logs, which outlives the agent |
 //! | `monitor` | rtnetlink multicast | triggers of the reconcilers |
 //! | `gateway` | `watch` of the model, connections | `watch` of its status, [`Command`]s |

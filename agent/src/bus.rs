@@ -32,7 +32,7 @@ mod client;
 mod metrics;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -197,6 +197,11 @@ pub async fn start(inputs: Inputs, registry: &Registry, stop: Stop) -> Result<Ha
     let bus = Bus { inputs, own, status: status_tx, metrics, client: Arc::clone(&client), failures: 0 };
     let task = Arc::new(task::spawn("bus", bus.run(stop)));
     Ok(Handle { client: Some(client), monitor, status, _task: Some(task) })
+}
+
+/// Ends the server that an agent left behind which was killed, and takes its files away; whether there was any of it.
+pub async fn down(run_dir: &Path) -> bool {
+    server::remove(run_dir).await
 }
 
 /// 24 random bytes as hexadecimal digits, which mean nothing in a URL or in the server's configuration.

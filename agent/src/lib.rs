@@ -13,6 +13,7 @@
 //! | [`dns`] | names of the mesh, forwarding, the host resolver hook |
 //! | [`mesh`] | members, joining and leaving, addresses, Raft ACLs; the model that the rest follows |
 //! | [`process`] | supervised processes and what they write |
+//! | [`bus`] | the message bus: `nats-server` below the agent, or somebody's NATS elsewhere |
 //! | [`doctor`] | what this host offers of what Weft can use |
 //! | [`pm3`] | the methods of the pm3 API, whatever carries the call |
 //! | [`api`] | the only place that knows HTTP, gRPC and JSON |

@@ -4,7 +4,7 @@ use crate::api::{CommandError, CommandResult};
 use crate::config::{Config, Settings, check};
 use crate::dns::hook::resolv_conf::Restored;
 use crate::foundation::error::chain;
-use crate::{dns, ebpf, net, process, wireguard};
+use crate::{bus, dns, ebpf, net, process, wireguard};
 
 /// Removes what is ours while no agent runs; the lines say what was removed. Doing it again removes nothing.
 ///
@@ -27,7 +27,7 @@ fn remove_alone(settings: &Settings) -> CommandResult {
     runtime.block_on(remove_all(settings))
 }
 
-/// Removes processes, the host resolver's hook, pins, table, routes and link; a failure of one does not keep the next.
+/// Removes processes, the message bus, the host resolver's hook, pins, table, routes and link; a failure of one does not keep the next.
 pub(super) async fn remove_all(settings: &Settings) -> CommandResult {
     let mut removed = Vec::new();
     let mut errors = Vec::new();
@@ -36,6 +36,7 @@ pub(super) async fn remove_all(settings: &Settings) -> CommandResult {
         Err(error) => errors.push(error),
     };
     note(processes(settings).await);
+    note(Ok(message_bus(settings).await));
     note(resolver_hook(settings));
     note(accounting(settings));
     note(callers(settings));
@@ -53,6 +54,11 @@ async fn processes(settings: &Settings) -> Result<Vec<String>, String> {
         .then(|| "the supervised processes and the log keeper; their definitions and logs stay".to_owned())
         .into_iter()
         .collect())
+}
+
+async fn message_bus(settings: &Settings) -> Vec<String> {
+    let removed = bus::down(&settings.run_dir).await;
+    removed.then(|| "the message bus of an agent that was killed".to_owned()).into_iter().collect()
 }
 
 fn resolver_hook(settings: &Settings) -> Result<Vec<String>, String> {

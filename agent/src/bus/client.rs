@@ -1,8 +1,9 @@
 //! The agent's own connection to the bus: events and requests out, results in.
 //!
-//! An event is published on `ev.TOPIC` with the subject of its result to answer to, which this agent alone listens on. The agent keeps the answer in the store, where every node reads it. An
-//! answer that comes after this agent has ended is lost.
+//! An event is published on `ev.TOPIC` with the subject of its result to answer to, which this agent alone listens on. The agent
+//! keeps the answer in the store, where every node reads it. An answer that comes after this agent has ended is lost.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::client::{Request, RequestErrorKind};
@@ -10,7 +11,6 @@ use async_nats::connection::State;
 use async_nats::{ConnectOptions, HeaderMap, HeaderName, HeaderValue, StatusCode};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 
 use super::config::Config;

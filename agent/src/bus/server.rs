@@ -1,7 +1,7 @@
 //! `nats-server` as a child.
 //!
 //! Invariants: the child learns everything from one file of mode 0600; one that an earlier agent left behind (after SIGKILL) is
-//! ended before another is started; dropping the guard kills it.
+//! ended before another is started, or by `weft down`; dropping the guard kills it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -74,6 +74,12 @@ impl Files {
         }
         file::write_atomic(&self.config, spec.render(&self.pid).expose().as_bytes(), 0o600)?;
         file::write_atomic(&self.url, format!("{}\n", spec.client_url.expose()).as_bytes(), 0o600)
+    }
+
+    /// Whether one of them was there.
+    fn remove(&self) -> bool {
+        let removed = [&self.config, &self.url, &self.pid].map(|path| std::fs::remove_file(path).is_ok());
+        removed.contains(&true)
     }
 }
 
@@ -157,9 +163,7 @@ impl Server {
     /// Ends it.
     pub(super) async fn stop(mut self) {
         self.end().await;
-        for path in [&self.files.config, &self.files.url, &self.files.pid] {
-            std::fs::remove_file(path).ok();
-        }
+        self.files.remove();
     }
 
     async fn end(&mut self) {
@@ -175,9 +179,17 @@ fn pid(number: u32) -> Pid {
     Pid::from_raw(i32::try_from(number).unwrap_or(i32::MAX))
 }
 
-/// The server of an agent that was killed still has the ports.
-async fn end_left_behind(files: &Files) {
-    let Some(left) = left_behind(files) else { return };
+/// Ends what an agent that was killed left below `run_dir`, and takes its files away; whether there was any of it.
+pub(super) async fn remove(run_dir: &Path) -> bool {
+    let files = Files::below(run_dir);
+    let was_running = end_left_behind(&files).await;
+    let removed = files.remove();
+    was_running || removed
+}
+
+/// The server of an agent that was killed still has the ports; whether there was one.
+async fn end_left_behind(files: &Files) -> bool {
+    let Some(left) = left_behind(files) else { return false };
     tracing::info!(pid = left.as_raw(), "the message bus of an earlier agent is ended");
     kill(left, Signal::SIGTERM).ok();
     let gone = async {
@@ -188,6 +200,7 @@ async fn end_left_behind(files: &Files) {
     if timeout(GRACE, gone).await.is_err() {
         kill(left, Signal::SIGKILL).ok();
     }
+    true
 }
 
 /// The process of the pid file, if it was told of this very configuration.

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures_util::future::BoxFuture;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::call::{Call, Outcome};
 use super::failure::{Failure, Kind};
+use super::params::{self, Field, FieldKind};
 use super::{Pm3, json as to_json};
 use crate::foundation::error::chain;
 use crate::process::error::{Error, ErrorKind};
-use crate::process::handle::{Change, Target};
+use crate::process::handle::{Change, Scale, Target};
 use crate::process::view::{HealthStatus, Status, View};
 
 type Services = BTreeMap<Arc<str>, Vec<Arc<View>>>;
@@ -102,6 +104,41 @@ pub(super) fn stop(pm3: Arc<Pm3>, call: Call) -> BoxFuture<'static, Outcome> {
     Box::pin(async move {
         let done = pm3.process.stop(&target(&call)).await;
         counted(done)
+    })
+}
+
+pub(super) fn start(pm3: Arc<Pm3>, call: Call) -> BoxFuture<'static, Outcome> {
+    Box::pin(async move {
+        let done = pm3.process.start_and_wait(&target(&call)).await;
+        counted(done)
+    })
+}
+
+pub(super) const SCALE: &[Field] =
+    &[Field { name: "to", kind: FieldKind::Number }, Field { name: "by", kind: FieldKind::Number }];
+
+#[derive(Deserialize)]
+struct Scaled {
+    /// So many instances.
+    to: Option<u32>,
+    /// More or fewer.
+    by: Option<i32>,
+}
+
+/// `{"count":N}`, the instances that there are to be.
+pub(super) fn scale(pm3: Arc<Pm3>, call: Call) -> BoxFuture<'static, Outcome> {
+    Box::pin(async move {
+        let scale = match params::read("service scale", SCALE, &call)? {
+            Scaled { to: Some(count), by: None } => Scale::To(count),
+            Scaled { to: None, by: Some(step) } => Scale::By(step),
+            Scaled { to: Some(_), by: Some(_) } | Scaled { to: None, by: None } => {
+                return Err(Failure::invalid("service scale takes either to or by".to_owned()));
+            }
+        };
+        match pm3.process.scale(call.part(0), scale).await {
+            Ok(views) => to_json(&json!({ "count": views.len() })),
+            Err(error) => Err(failure(&error)),
+        }
     })
 }
 

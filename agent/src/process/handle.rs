@@ -204,6 +204,16 @@ impl Handle {
         Ok(self.views(&ids))
     }
 
+    /// Starts what does not run and waits until it is online or given up.
+    ///
+    /// # Errors
+    /// There is none, or all of it runs.
+    pub async fn start_and_wait(&self, target: &Target) -> Result<Vec<Arc<View>>, Error> {
+        let ids = self.ask(|reply| Request::Start(target.clone(), reply)).await?;
+        self.settled(&ids, |view| matches!(view.status, Status::Online | Status::Stopped | Status::Errored)).await;
+        Ok(self.views(&ids))
+    }
+
     /// Stops and waits until nothing is left of it.
     ///
     /// # Errors

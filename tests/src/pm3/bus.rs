@@ -16,7 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(45);
 const QUICK: Duration = Duration::from_secs(3);
 
 fn parsed(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    let value = serde_json::from_str(text).ok();
+    assert!(value.is_some(), "this is no JSON: {text}");
+    value.unwrap_or_default()
 }
 
 /// What the server of `host` says under `/nats/`.
@@ -139,4 +141,12 @@ fn a_server_keeps_its_secrets_is_started_again_and_goes_with_the_agent() {
     agent.stop().expect("stopped");
     assert!(!std::path::Path::new(&format!("/proc/{third}/exe")).exists(), "it goes with the agent");
     assert!(!directory.join("client.url").exists());
+    agent.launch().expect("started");
+    agent.wait_until_ready().expect("ready");
+    let fourth = server(&agent);
+    agent.kill9().expect("killed");
+    let said = agent.cli_text(&["down"]).expect("down succeeds without an agent");
+    assert!(said.contains("the message bus"), "{said}");
+    assert!(!std::path::Path::new(&format!("/proc/{fourth}/exe")).exists(), "it does not outlive `weft down`");
+    assert!(!directory.join("nats-server.conf").exists(), "nor do its secrets");
 }

@@ -101,6 +101,27 @@ error = session.call("/nothing")["error"]
 assert error.startswith("error 404: {") and json.loads(error[len("error 404: "):])["code"] == "not_found", error
 assert session.call("/ipinfo", {"ip": "x"})["error"].startswith("error 400: ")
 assert session.call("GET /shutdown")["error"].startswith("error 405: ")
+
+
+def refused(method, *params):
+    error = session.call(method, *params)["error"]
+    return error.split(":", 1)[0], json.loads(error.split(": ", 1)[1])["code"]
+
+
+assert session.call("/service")["result"].keys() == {"sleeper"}
+assert session.call("/service/stop/sleeper")["result"] == {"count": 1}
+assert session.call("/service/health/sleeper")["result"]["status"] == "Down"
+assert session.call("/service/start/sleeper")["result"] == {"count": 1}
+assert session.call("/service/health/sleeper")["result"]["status"] == "OK"
+assert refused("/service/start/sleeper") == ("error 409", "already_running")
+assert refused("/service/start/nobody") == ("error 404", "not_found")
+assert session.call("/service/scale/sleeper", {"to": 3})["result"] == {"count": 3}
+assert session.call("/service/scale/sleeper", {"by": -2})["result"] == {"count": 1}
+assert refused("/service/scale/nobody", {"to": 1}) == ("error 404", "not_found")
+for wrong in [{}, {"to": 1, "by": 1}, {"to": 0}, {"to": -1}, {"to": "many"}, {"instances": 2}]:
+    assert refused("/service/scale/sleeper", wrong) == ("error 400", "invalid_argument"), wrong
+assert refused("GET /service/scale/sleeper", {"to": 2}) == ("error 405", "method_not_allowed")
+
 session.send(b'{"jsonrpc":"2.0","id":5,"method":"/nothing"}')
 assert json.loads(session.receive())["error"]["code"] == -32601
 assert WebSocket("/connect", None, ["Origin: http://evil.example"]).status == 403

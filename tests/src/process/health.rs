@@ -61,6 +61,8 @@ fn what_depends_on_a_server_starts_when_that_is_healthy() {
     assert_eq!(pm3(&["-X", "POST", "http://pm3/service/stop/client"])["count"], 1);
     assert_eq!(item(&agent, "client")["status"], "stopped");
     assert_eq!(pm3(&["-X", "POST", "http://pm3/service/stop/nobody"])["code"], "not_found");
+    assert_eq!(pm3(&["-X", "POST", "http://pm3/service/start/nobody"])["code"], "not_found");
+    assert_eq!(pm3(&["http://pm3/service/start"])["code"], "method_not_allowed", "a page must not start anything");
 }
 
 #[test]
