@@ -113,7 +113,7 @@ assert session.call("/service/stop/sleeper")["result"] == {"count": 1}
 assert session.call("/service/health/sleeper")["result"]["status"] == "Down"
 assert session.call("/service/start/sleeper")["result"] == {"count": 1}
 assert session.call("/service/health/sleeper")["result"]["status"] == "OK"
-assert refused("/service/start/sleeper") == ("error 409", "already_running")
+assert refused("/service/start/sleeper") == ("error 409", "conflict")
 assert refused("/service/start/nobody") == ("error 404", "not_found")
 assert session.call("/service/scale/sleeper", {"to": 3})["result"] == {"count": 3}
 assert session.call("/service/scale/sleeper", {"by": -2})["result"] == {"count": 1}
