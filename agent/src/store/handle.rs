@@ -99,9 +99,8 @@ impl Shared {
 }
 
 impl Handle {
-    /// A store that is never opened, for tests of what is above it.
-    #[cfg(test)]
-    pub(crate) fn absent() -> Self {
+    /// A store that is never opened, for tests and benches of what is above it.
+    pub fn absent() -> Self {
         let (orders, _gone) = mpsc::channel(1);
         let shared = Arc::new(Shared::new(Encoding::default(), Metrics::default(), orders));
         Self { shared, _task: Arc::new(crate::foundation::task::spawn("store", async {})) }

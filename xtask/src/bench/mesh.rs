@@ -1,6 +1,9 @@
 //! Area `mesh`: how soon a node that joins reaches another one, and how soon a mesh whose leader is killed takes writes again.
 //!
 //! Whole agents in namespaces, on the backend that the kernel has. The budgets are absolute: the alternative is the limit.
+//! What a mesh of many costs: [`crowd`].
+
+mod crowd;
 
 use std::time::{Duration, Instant};
 
@@ -38,11 +41,13 @@ pub(crate) fn run(context: &Context) -> Result<Vec<Row>> {
         target,
     };
     let at_most = Target::AtMost(1.0);
-    Ok(vec![
+    let mut rows = vec![
         row("weft join to the first answer to a ping", "ms", |round| round.join_ms, JOIN_BUDGET_MS, at_most),
         row("leader killed to the first write", "ms", |round| round.writes_ms, WRITES_BUDGET_MS, at_most),
         row("pings lost between the others meanwhile", "packets", |round| round.lost, LOSS_BUDGET, Target::AtMost(0.0)),
-    ])
+    ];
+    rows.extend(crowd::run(context)?);
+    Ok(rows)
 }
 
 fn round(context: &Context) -> Result<Round> {
