@@ -43,7 +43,7 @@ pub mod offline;
 #[cfg(test)]
 mod tests;
 
-pub use changes::Changes;
+pub use changes::{Changes, Touched};
 pub use entry::Encoding;
 pub use error::{OpenError, Refusal, StoreError};
 pub use handle::{Figures, Handle};

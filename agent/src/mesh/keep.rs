@@ -1,5 +1,9 @@
-//! The node that keeps the state: founds the mesh in its store, and spreads what the store holds whenever that changes.
+//! The node that keeps the state: founds the mesh in its store, and spreads what the store holds whenever that changes. A
+//! changed member costs the same among ten and among a thousand: only the rows that changed are read.
 
+mod reader;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +14,8 @@ use super::seat;
 use super::shared::Shared;
 use super::update::{State, Update};
 use crate::foundation::error::chain;
-use crate::store::Consistency;
+use crate::store::Touched;
+use reader::Reader;
 
 /// Between two attempts while the store refuses.
 const RETRY: Duration = Duration::from_secs(1);
@@ -37,9 +42,10 @@ pub(super) async fn run(shared: &Shared) {
     let mut changes = shared.store.watch(&TABLES);
     let mut leader = shared.store.status();
     let mut configured = shared.configured.clone();
+    let mut reader = Reader::new(shared.registry.clone());
     loop {
         leader.mark_unchanged();
-        match spread(shared).await {
+        match spread(shared, &mut reader, &changes.take_touched()).await {
             Ok(()) => shared.say(Vec::new()),
             Err(error) => shared.say(vec![chain(&error)]),
         }
@@ -72,11 +78,17 @@ async fn found(shared: &Shared) -> Result<(), RegistryError> {
     shared.registry.found(&facts, key, authority, (shared.config.ipv4_range, prefix), SystemTime::now()).await
 }
 
-async fn spread(shared: &Shared) -> Result<(), RegistryError> {
-    let contents = shared.registry.contents(Consistency::Local).await?;
+/// Spreads what changed since the reader read last.
+async fn spread(
+    shared: &Shared,
+    reader: &mut Reader,
+    touched: &BTreeMap<String, Touched>,
+) -> Result<(), RegistryError> {
+    let status = Arc::clone(&shared.store.status().borrow());
+    let update = reader.read(status, touched).await?;
     // What this node kept before it joined another mesh concerns nobody any more.
     if shared.keeps() {
-        shared.publish(&complete(shared, &contents));
+        shared.publish(&update);
     }
     Ok(())
 }

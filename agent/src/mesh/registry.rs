@@ -79,6 +79,15 @@ pub(super) struct Contents {
     pub(super) blocked: Blocked,
 }
 
+/// What members are told beside the members.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Heads {
+    pub(super) ipv4: Option<Ipv4Net>,
+    pub(super) ipv6: Option<Ipv6Net>,
+    pub(super) revoked: BTreeSet<Fingerprint>,
+    pub(super) blocked: Blocked,
+}
+
 /// A token that was made.
 #[derive(Debug)]
 pub struct NewToken {
@@ -109,13 +118,42 @@ impl Registry {
     /// Everything that members are told.
     pub(super) async fn contents(&self, consistency: Consistency) -> Result<Contents, RegistryError> {
         let nodes = rows::nodes(&self.store.query(rows::select_nodes(), consistency).await?)?;
+        let Heads { ipv4, ipv6, revoked, blocked } = self.heads().await?;
+        Ok(Contents { nodes, ipv4, ipv6, revoked, blocked })
+    }
+
+    /// What members are told beside the members, as it stands here.
+    pub(super) async fn heads(&self) -> Result<Heads, RegistryError> {
         let revoked = Statement::new("SELECT key FROM weft_revoked");
         let revoked = self.store.query(revoked, Consistency::Local).await?;
         let revoked = rows::column(REVOKED, "key", &revoked, "a fingerprint")?.into_iter().collect();
         let blocked = Statement::new("SELECT node, peer, reason FROM weft_blocked");
         let blocked = rows::blocked(&self.store.query(blocked, Consistency::Local).await?)?;
         let (ipv4, ipv6) = (self.head("ipv4_range").await?, self.head("ipv6_prefix").await?);
-        Ok(Contents { nodes, ipv4, ipv6, revoked, blocked })
+        Ok(Heads { ipv4, ipv6, revoked, blocked })
+    }
+
+    /// All nodes by their rowids, as they stand here.
+    pub(super) async fn numbered(&self) -> Result<BTreeMap<i64, NodeRow>, RegistryError> {
+        Ok(rows::numbered(&self.store.query(rows::select_numbered(), Consistency::Local).await?)?)
+    }
+
+    /// Those of the nodes with these rowids that are there.
+    pub(super) async fn some(&self, numbers: &BTreeSet<i64>) -> Result<BTreeMap<i64, NodeRow>, RegistryError> {
+        Ok(rows::numbered(&self.store.query(rows::select_some(numbers), Consistency::Local).await?)?)
+    }
+
+    /// Those of these nodes that there are, as they stand here.
+    pub(super) async fn named(&self, ids: impl Iterator<Item = &NodeId>) -> Result<Vec<NodeRow>, RegistryError> {
+        Ok(rows::nodes(&self.store.query(rows::select_named(ids), Consistency::Local).await?)?)
+    }
+
+    /// How many nodes there are here.
+    pub(super) async fn count(&self) -> Result<usize, RegistryError> {
+        let count = Statement::new("SELECT count(*) FROM weft_members");
+        let found = self.store.query(count, Consistency::Local).await?;
+        let count = found.rows.first().and_then(|row| row.first()).and_then(crate::store::Value::as_integer);
+        Ok(count.and_then(|count| usize::try_from(count).ok()).unwrap_or_default())
     }
 
     async fn head<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>, RegistryError> {
@@ -502,4 +540,4 @@ impl Contents {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -1,5 +1,6 @@
 //! Rows of the store to typed values and back. Pure.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
@@ -9,6 +10,7 @@ use ipnet::Ipv6Net;
 use super::acl::Acl;
 use super::registry::TokenInfo;
 use super::schema::NODES;
+use crate::foundation::id::NodeId;
 use crate::identity::certificate::Fingerprint;
 use crate::identity::token::{Record, TokenId};
 use crate::model::mesh::{Blocked, Member, Ports, Seat};
@@ -53,6 +55,35 @@ const COLUMNS: &str = "id, public_key, certificate_key, raft_port, grpc_port, wi
 /// All nodes, in the order of their ids.
 pub(super) fn select_nodes() -> Statement {
     Statement::new(format!("SELECT {COLUMNS} FROM weft_members ORDER BY id"))
+}
+
+/// Those of the nodes with these ids that are there.
+pub(super) fn select_named<'a>(ids: impl Iterator<Item = &'a NodeId>) -> Statement {
+    let ids: Vec<String> = ids.map(ToString::to_string).collect();
+    let places: Vec<String> = (1..=ids.len()).map(|number| format!("?{number}")).collect();
+    let statement = Statement::new(format!("SELECT {COLUMNS} FROM weft_members WHERE id IN ({})", places.join(", ")));
+    ids.into_iter().fold(statement, Statement::bind)
+}
+
+/// All nodes, each with its rowid behind its columns.
+pub(super) fn select_numbered() -> Statement {
+    Statement::new(format!("SELECT {COLUMNS}, rowid FROM weft_members"))
+}
+
+/// Those of the nodes with these rowids that are there.
+pub(super) fn select_some(rows: &BTreeSet<i64>) -> Statement {
+    let rows: Vec<String> = rows.iter().map(i64::to_string).collect();
+    Statement::new(format!("SELECT {COLUMNS}, rowid FROM weft_members WHERE rowid IN ({})", rows.join(", ")))
+}
+
+/// The nodes of [`select_numbered`] or [`select_some`] by their rowids.
+pub(super) fn numbered(rows: &Rows) -> Result<BTreeMap<i64, NodeRow>, RowError> {
+    let one = |row: &Vec<Value>| {
+        let number = row.last().and_then(Value::as_integer);
+        let number = number.ok_or_else(|| wrong(NODES, "rowid", row.last(), "a number"))?;
+        Ok((number, node(row)?))
+    };
+    rows.rows.iter().map(one).collect()
 }
 
 /// Writes a node in the place of the one with its id.

@@ -203,9 +203,10 @@ async fn lead(shared: &Shared, leads: bool) -> Result<bool, SeatError> {
     if !leads || shared.registry.authority().await? != Some(shared.identity.fingerprint()) {
         return Ok(false);
     }
-    let nodes = shared.registry.contents(Consistency::Local).await?.nodes;
-    let acls = shared.registry.acls(Consistency::Local).await?;
     let members = shared.store.status().borrow().members.clone();
+    // Nothing else about the others matters here, however many they are.
+    let nodes = shared.registry.named(members.iter().map(|member| &member.node)).await?;
+    let acls = shared.registry.acls(Consistency::Local).await?;
     let own = shared.identity.id();
     let Some(change) = plan::change(&members, own, &nodes, &acls, shared.config.voters) else { return Ok(false) };
     tracing::info!(?change, "the votes in the mesh change");

@@ -32,6 +32,7 @@ use rusqlite::limits::Limit;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 use tokio::sync::{mpsc, oneshot};
 
+use super::changes::Changed;
 use super::error::OpenError;
 use super::raft::{self, Config, StoredMembership};
 pub(super) use readers::Readers;
@@ -55,7 +56,7 @@ pub(super) struct Position {
 pub(super) type Removed = Arc<ArcSwap<BTreeSet<u64>>>;
 
 /// What is told after each run: how far it is applied and which tables it changed.
-pub(super) type Notify = Arc<dyn Fn(u64, &BTreeSet<String>) + Send + Sync>;
+pub(super) type Notify = Arc<dyn Fn(u64, &Changed) + Send + Sync>;
 
 /// The handle of the thread; cheap to clone.
 #[derive(Debug, Clone)]

@@ -14,14 +14,20 @@ use crate::store::{self, Formation};
 const HOUR: Duration = Duration::from_secs(3600);
 const AUTHORITY: Fingerprint = Fingerprint::from_bytes([0xab; 32]);
 
-struct World {
-    registry: Registry,
+pub(in crate::mesh) struct World {
+    pub(in crate::mesh) registry: Registry,
     _shutdown: Shutdown,
     _directory: tempfile::TempDir,
 }
 
+impl World {
+    pub(in crate::mesh) fn store(&self) -> &Store {
+        &self.registry.store
+    }
+}
+
 /// A mesh that alpha founded in this range.
-async fn world(range: &str) -> World {
+pub(in crate::mesh) async fn world(range: &str) -> World {
     let directory = tempfile::tempdir().expect("a directory");
     let (shutdown, readiness) = (Shutdown::default(), Readiness::default());
     let inputs = store::Inputs {
@@ -41,7 +47,7 @@ async fn world(range: &str) -> World {
     World { registry, _shutdown: shutdown, _directory: directory }
 }
 
-fn key(number: u8) -> Fingerprint {
+pub(in crate::mesh) fn key(number: u8) -> Fingerprint {
     Fingerprint::from_bytes([number; 32])
 }
 

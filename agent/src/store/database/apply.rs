@@ -15,6 +15,7 @@ use rusqlite::backup::Backup;
 
 use super::run::{Failure, Runner};
 use super::{Notify, Position, Removed, read_position, read_removed, reader, whole};
+use crate::store::changes::Touched;
 use crate::store::entry;
 use crate::store::error::Refusal;
 use crate::store::raft::{Applied, Config, Entry, Peer, StoredMembership};
@@ -238,7 +239,8 @@ impl Applier {
         });
         self.position = recorded.map_err(io::Error::other)?;
         self.removed.store(Arc::new(self.own(read_removed).map_err(io::Error::other)?));
-        let every = self.tables().map_err(io::Error::other)?;
+        let tables = self.tables().map_err(io::Error::other)?;
+        let every = tables.into_iter().map(|table| (table, Touched::Every)).collect();
         (self.notify)(self.position.applied.map_or(0, |id| id.index), &every);
         Ok(self.position.clone())
     }

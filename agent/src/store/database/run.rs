@@ -1,6 +1,6 @@
 //! Carries out one statement on a connection: compiles it, looks at its footprint, binds, steps, collects.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,6 +8,7 @@ use rusqlite::{Connection, ErrorCode, Row};
 
 use super::functions;
 use super::guard::{Door, Footprint, Recorder, own_tables};
+use crate::store::changes::{Changed, Touched};
 use crate::store::error::Refusal;
 use crate::store::statement::{Executed, Outcome, Parameter, Rows, Statement};
 use crate::store::value::Value;
@@ -83,19 +84,23 @@ pub(super) struct Runner {
     recorder: Recorder,
     footprints: HashMap<String, Arc<Footprint>>,
     strides: Arc<AtomicU64>,
-    changed: Arc<Mutex<BTreeSet<String>>>,
+    changed: Arc<Mutex<Changed>>,
 }
 
 impl Runner {
     /// For applying the log.
     pub(super) fn new(mut connection: Connection) -> rusqlite::Result<Self> {
         functions::replace(&connection)?;
-        let changed = Arc::<Mutex<BTreeSet<String>>>::default();
+        let changed = Arc::<Mutex<Changed>>::default();
         let noted = Arc::clone(&changed);
-        connection.update_hook(Some(move |_action, _database: &str, table: &str, _row| {
+        connection.update_hook(Some(move |_action, _database: &str, table: &str, row| {
+            if table == "weft_raft" {
+                return;
+            }
             let mut noted = noted.lock().unwrap_or_else(PoisonError::into_inner);
-            if table != "weft_raft" && !noted.contains(table) {
-                noted.insert(table.to_ascii_lowercase());
+            match noted.get_mut(table) {
+                Some(touched) => touched.add(row),
+                None => noted.entry(table.to_ascii_lowercase()).or_default().add(row),
             }
         }))?;
         Self::with(connection, Door::Log, changed)
@@ -106,7 +111,7 @@ impl Runner {
         Self::with(connection, Door::Read, Arc::default())
     }
 
-    fn with(mut connection: Connection, door: Door, changed: Arc<Mutex<BTreeSet<String>>>) -> rusqlite::Result<Self> {
+    fn with(mut connection: Connection, door: Door, changed: Arc<Mutex<Changed>>) -> rusqlite::Result<Self> {
         let recorder = Recorder::default();
         let strides = Arc::new(AtomicU64::new(0));
         let used = Arc::clone(&strides);
@@ -116,8 +121,8 @@ impl Runner {
         Ok(Self { connection, recorder, footprints: HashMap::new(), strides, changed })
     }
 
-    /// Tables whose rows changed since the last call.
-    pub(super) fn take_changed(&self) -> BTreeSet<String> {
+    /// Tables with the rows that changed since the last call.
+    pub(super) fn take_changed(&self) -> Changed {
         std::mem::take(&mut self.changed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -187,7 +192,8 @@ impl Runner {
         };
         drop(compiled);
         if footprint.changes_schema {
-            self.changed.lock().unwrap_or_else(PoisonError::into_inner).extend(footprint.writes.iter().cloned());
+            let every = footprint.writes.iter().map(|table| (table.clone(), Touched::Every));
+            self.changed.lock().unwrap_or_else(PoisonError::into_inner).extend(every);
             self.forget();
         }
         expected(statement, &outcome, number)?;

@@ -3,6 +3,7 @@ use std::sync::Mutex;
 use openraft::EntryPayload;
 
 use super::*;
+use crate::store::changes::Changed;
 use crate::store::entry::{Encoding, encode};
 use crate::store::error::Refusal;
 use crate::store::raft::{Entry, Payload, log_id};
@@ -31,8 +32,8 @@ impl Fixture {
         let connection = writer(path).expect("opened");
         let position = read_position(&connection).expect("read");
         let told = Arc::clone(told);
-        let notify: Notify = Arc::new(move |_index, tables: &BTreeSet<String>| {
-            told.lock().expect("no panic").push(tables.clone());
+        let notify: Notify = Arc::new(move |_index, changed: &Changed| {
+            told.lock().expect("no panic").push(changed.keys().cloned().collect());
         });
         apply::Applier::new(Runner::new(connection).expect("guarded"), position, notify, Removed::default())
     }
