@@ -1,5 +1,5 @@
 //! The difference between what the link should have and what it has, in the order that loses no traffic: MTU, up,
-//! addresses, routes, and only then removals.
+//! addresses, routes, and only then removals, but for old addresses that new ones would not outlive.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -129,9 +129,12 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Plan {
     let addresses = accepted_addresses(wanted, observed, &mut refusals);
     let routes = accepted_routes(wanted, observed, &mut refusals);
     for address in addresses.iter().filter(|address| !observed.addresses.contains_key(address)) {
-        // IPv6 knows an address once, whatever its length: the old one makes room first.
-        let in_the_way = ours(observed).find(|old| old.addr() == address.addr() && old.addr().is_ipv6());
-        steps.extend(in_the_way.map(Step::RemoveAddress));
+        let in_the_way = ours(observed).filter(|old| !addresses.contains(old) && is_in_the_way(old, address));
+        for step in in_the_way.map(Step::RemoveAddress) {
+            if !steps.contains(&step) {
+                steps.push(step);
+            }
+        }
         steps.push(Step::AddAddress(*address));
     }
     steps.extend(routes.difference(&observed.routes).copied().map(Step::AddRoute));
@@ -143,6 +146,15 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Plan {
         }
     }
     Plan { steps, refusals }
+}
+
+/// Whether the old address goes before the new one comes. IPv6 knows an address once, whatever its length; of an IPv4 network
+/// the first address takes all later ones with it when it goes.
+fn is_in_the_way(old: &IpNet, new: &IpNet) -> bool {
+    match new {
+        IpNet::V4(_) => old.trunc() == new.trunc(),
+        IpNet::V6(_) => old.addr() == new.addr(),
+    }
 }
 
 fn ours(observed: &Observed) -> impl Iterator<Item = IpNet> {

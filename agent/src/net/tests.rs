@@ -116,6 +116,14 @@ fn an_ipv6_address_with_another_length_makes_room_first() {
 }
 
 #[test]
+fn an_ipv4_address_of_the_same_network_goes_before_the_new_one_that_it_would_take_with_it() {
+    let mut observed = up();
+    observed.addresses.insert(net("10.80.0.1/16"), Owner::Ours);
+    let steps = plan_for(&["10.80.0.3/16"], &[], &observed).steps;
+    assert_eq!(steps, [Step::RemoveAddress(net("10.80.0.1/16")), Step::AddAddress(net("10.80.0.3/16"))]);
+}
+
+#[test]
 fn a_foreign_address_on_our_link_stays() {
     let mut observed = up();
     observed.addresses.insert(net("172.20.0.1/24"), Owner::Foreign);
