@@ -12,8 +12,10 @@ use crate::foundation::error::chain;
 use crate::foundation::id::NodeId;
 use crate::model::mesh::Mesh;
 
-/// Between two attempts to tell the mesh.
+/// Between two attempts to tell the mesh, at least.
 const RETRY: Duration = Duration::from_secs(2);
+/// The longest pause while nobody who keeps the state answers.
+const LONGEST: Duration = Duration::from_secs(120);
 
 /// Takes in a look at the device; returns when to look again.
 pub(super) fn sighted(shared: &Shared, sightings: &[Sighting]) -> Duration {
@@ -41,21 +43,51 @@ pub(super) fn sighted(shared: &Shared, sightings: &[Sighting]) -> Duration {
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut wanted = shared.out_of_reach.subscribe();
     let mut state = shared.state.subscribe();
+    let mut attempts = Attempts::default();
     loop {
         let blocked = wanted.borrow_and_update().clone();
         let mesh = state.borrow_and_update().mesh.clone();
+        let mut pause = None;
         if mesh.member(&mesh.own).is_some() && said(&mesh) != blocked {
-            if let Err(reason) = say(&shared, &mesh.own, &blocked).await {
-                tracing::info!(reason, "the mesh does not know yet whom this node cannot reach");
+            let outcome = say(&shared, &mesh.own, &blocked).await;
+            if let Some(news) = attempts.note(outcome.err()) {
+                tracing::info!(news, "telling the mesh whom this node cannot reach");
             }
-            // The store tells it back.
+            // Whatever happens meanwhile waits as well. The store tells back what it was told.
             tokio::time::sleep(RETRY).await;
-            continue;
+            pause = Some(attempts.pause());
         }
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { return },
+            // Somebody who keeps the state may be there again.
             changed = state.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
         }
+    }
+}
+
+/// How telling the mesh went: pure.
+#[derive(Debug, Default)]
+struct Attempts {
+    failures: u32,
+    reason: Option<String>,
+}
+
+impl Attempts {
+    /// Takes in how the last attempt went; what of it is worth a line in the log.
+    fn note(&mut self, failure: Option<String>) -> Option<String> {
+        self.failures = if failure.is_some() { self.failures.saturating_add(1) } else { 0 };
+        if failure == self.reason {
+            return None;
+        }
+        self.reason.clone_from(&failure);
+        Some(failure.unwrap_or_else(|| "done".to_owned()))
+    }
+
+    /// How long to wait before the next one, beside [`RETRY`]: longer each time.
+    fn pause(&self) -> Duration {
+        let doublings = self.failures.saturating_sub(1).min(8);
+        (RETRY * 2u32.pow(doublings)).min(LONGEST)
     }
 }
 
@@ -77,4 +109,35 @@ async fn say(shared: &Shared, own: &NodeId, blocked: &BTreeMap<NodeId, String>) 
         }
     }
     Err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_told_once_until_it_is_another_one_or_over() {
+        let mut attempts = Attempts::default();
+        assert_eq!(attempts.note(None), None);
+        let failed = |reason: &str| Some(reason.to_owned());
+        assert_eq!(attempts.note(failed("no answer")), failed("no answer"));
+        assert_eq!(attempts.note(failed("no answer")), None);
+        assert_eq!(attempts.note(failed("refused")), failed("refused"));
+        assert_eq!(attempts.note(None), failed("done"));
+        assert_eq!(attempts.note(None), None);
+    }
+
+    #[test]
+    fn while_nobody_answers_the_pauses_grow_to_a_limit_and_begin_anew_after_an_answer() {
+        let mut attempts = Attempts::default();
+        let mut pauses = Vec::new();
+        for _ in 0..9 {
+            attempts.note(Some("no answer".to_owned()));
+            pauses.push(attempts.pause().as_secs());
+        }
+        assert_eq!(pauses, [2, 4, 8, 16, 32, 64, 120, 120, 120]);
+        attempts.note(None);
+        attempts.note(Some("no answer".to_owned()));
+        assert_eq!(attempts.pause(), RETRY);
+    }
 }
