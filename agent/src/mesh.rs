@@ -357,6 +357,7 @@ impl Handle {
     /// [`RegistryError`].
     pub async fn create_token(&self, lifetime: Duration) -> Result<NewToken, RegistryError> {
         let authority = self.shared.identity.fingerprint();
+        self.shared.registry.founded(authority).await;
         self.shared.registry.create_token(authority, lifetime, SystemTime::now()).await
     }
 
@@ -389,6 +390,7 @@ impl Handle {
     /// # Errors
     /// [`RegistryError`].
     pub async fn put_acl(&self, acl: &Acl) -> Result<(), RegistryError> {
+        self.shared.registry.founded(self.shared.identity.fingerprint()).await;
         self.shared.registry.put_acl(acl, SystemTime::now()).await
     }
 

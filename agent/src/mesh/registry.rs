@@ -20,6 +20,8 @@ use crate::identity::token::{ATTEMPTS, NoRandomness, Refusal, Token, Verdict};
 use crate::model::mesh::{Blocked, Member, Mesh};
 use crate::store::{Consistency, Handle as Store, Refusal as StoreRefusal, Rows, Statement, Status, StoreError};
 
+/// How long a change waits for the mesh to be founded, as just after the first start.
+const FOUNDING: Duration = Duration::from_secs(5);
 /// Attempts at a change that another one got in the way of.
 const ATTEMPTS_AT_ONCE: usize = 16;
 /// Names that mean something else below the mesh domain.
@@ -165,6 +167,22 @@ impl Registry {
     /// Whose mesh the tables hold.
     pub(super) async fn authority(&self) -> Result<Option<Fingerprint>, RegistryError> {
         self.head("authority").await
+    }
+
+    /// Waits until the tables hold the mesh of `authority`, but not for long: founding it empties them.
+    pub(super) async fn founded(&self, authority: Fingerprint) {
+        let mut changes = self.store.watch(&[MESH]);
+        let founded = async {
+            // Before the first start there is not even a table.
+            while !matches!(self.authority().await, Ok(Some(held)) if held == authority) {
+                if changes.changed().await.is_none() {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(FOUNDING, founded).await.is_err() {
+            tracing::debug!("the mesh is not founded yet");
+        }
     }
 
     /// Makes the mesh of one where the tables hold none or another authority's, and says how its founder is now.

@@ -81,6 +81,25 @@ impl World {
     }
 }
 
+#[tokio::test]
+async fn a_token_asked_for_while_the_mesh_is_founded_is_kept() {
+    let world = world("10.80.0.0/16").await;
+    let other = Fingerprint::from_bytes([0xcd; 32]);
+    let asked = async {
+        world.registry.founded(other).await;
+        world.registry.create_token(other, HOUR, SystemTime::now()).await.expect("a token")
+    };
+    let founding = async {
+        // The token is asked for first, as by who is faster than the first start.
+        tokio::task::yield_now().await;
+        let range = ("10.80.0.0/16".parse().expect("a network"), allocate::prefix(other.as_bytes()));
+        world.registry.found(&facts("alpha", 1), key(1), other, range, SystemTime::now()).await.expect("founded");
+    };
+    let (made, ()) = tokio::join!(biased; asked, founding);
+    let kept = world.registry.tokens(SystemTime::now()).await.expect("read");
+    assert_eq!(kept.iter().map(|token| &token.id).collect::<Vec<_>>(), [&made.token.id.to_string()]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_used_by_two_at_once_lets_one_in() {
     let world = Arc::new(world("10.80.0.0/16").await);
