@@ -229,10 +229,13 @@ enum ClientCommand {
                             figure stands there, marked (outer): it holds encryption overhead and keepalives."
     )]
     Peers(JsonArgs),
-    /// Show the traffic of each peer, live, the busiest first
-    #[command(after_help = "Examples:\n  weft top                   live on a terminal, Ctrl-C ends it\n  \
+    /// Show the traffic of each peer and what each process uses, live, the busiest first
+    #[command(
+        after_help = "Examples:\n  weft top                   live on a terminal; p: peers, processes or both; q ends it\n  \
+                            weft top --show processes\n  \
                             weft top --once            one measurement, then exit\n  \
-                            weft top --json | jq .     one JSON object a line, an interval each")]
+                            weft top --json | jq .     one JSON object a line, an interval each"
+    )]
     Top(TopArgs),
     /// Ask a peer through the tunnel whether it is there (ICMP echo)
     #[command(after_help = "Examples:\n  weft ping beta\n  weft ping 10.80.0.2 --count 1")]

@@ -154,6 +154,11 @@ fn a_list_that_is_watched_shows_what_happens() {
     let mut tables = agent.cli_running(&["ps", "web", "--watch"]).expect("started");
     objects.wait_for_log("\"online\"", DEADLINE).expect("it is shown");
     tables.wait_for_log(" online ", DEADLINE).expect("it is shown");
+    let top = agent.cli_json(&["top", "--once", "--interval", "0.2"]).expect("measured");
+    let names: Vec<_> = top["processes"].as_array().into_iter().flatten().map(|item| item["name"].clone()).collect();
+    assert!(names.len() == 2 && names.contains(&"web".into()) && top["processes"][0]["pid"].is_u64(), "{top}");
+    let shown = agent.cli_text(&["top", "--once", "--interval", "0.2", "--show", "processes"]).expect("measured");
+    assert!(shown.starts_with("2 process(es)") && !shown.contains("PEER"), "{shown}");
     agent.cli_text(&["stop", "web"]).expect("stopped");
     objects.wait_for_log("\"stopped\"", DEADLINE).expect("it is shown");
     tables.wait_for_log(" stopped ", DEADLINE).expect("it is shown");

@@ -56,6 +56,9 @@ pub(super) struct TopArgs {
     /// Seconds between two measurements, 0.1 to 60
     #[arg(long, default_value = "1", value_name = "SECONDS", value_parser = top::parse_interval)]
     pub(super) interval: std::time::Duration,
+    /// What is shown; on a terminal p shows the next of them. JSON has all
+    #[arg(long = "show", default_value = "all", value_name = "WHAT")]
+    pub(super) section: top::Section,
     /// Exact figures as JSON, one object a line
     #[arg(long)]
     pub(super) json: bool,

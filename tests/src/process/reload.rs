@@ -104,6 +104,7 @@ fn a_process_that_listens_alone_is_stopped_first_with_a_notice_and_a_broken_one_
     assert!(!failed.status.success() && why.contains("code 3") && why.contains("goes on"), "{why}");
     assert!(is_alive(main) && members(&agent, "job") == [main] && item(&agent, "job")["status"] == "online");
     // The one that stood by may have been the last that was written down: the one that serves is taken over.
+    agent.cli_text(&["save"]).expect("both are on the list on disk");
     agent.kill9().expect("killed");
     agent.restart().expect("another agent");
     assert_eq!([pid(&agent, "job"), pid(&agent, "web")], [main, second]);
