@@ -244,6 +244,7 @@ enum ClientCommand {
     #[command(
         after_help = "Examples:\n  weft tail                          the last 100 lines, then live, Ctrl-C ends it\n  \
                             weft tail --level warn --no-follow\n  \
+                            weft tail --mesh --level error     of every node\n  \
                             weft tail --domain dns --after 2026-01-02T03:04:05Z --json"
     )]
     Tail(TailArgs),

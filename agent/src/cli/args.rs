@@ -99,6 +99,9 @@ pub(super) struct TailArgs {
     /// End after the history
     #[arg(long)]
     pub(super) no_follow: bool,
+    /// The logs of all nodes as one, over the mesh; for those who may use the pm3 API
+    #[arg(long)]
+    pub(super) mesh: bool,
     /// The lines as they are stored, one JSON object each
     #[arg(long)]
     pub(super) json: bool,

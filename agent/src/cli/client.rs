@@ -1,6 +1,7 @@
 //! The client of the control socket: HTTP/1.1 for single answers, gRPC for streams.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use axum::body::Body;
@@ -11,7 +12,8 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tonic::transport::{Channel, Endpoint};
 use weft_proto::weft::v1::agent_client::AgentClient;
 
@@ -143,16 +145,9 @@ impl Client {
     }
 
     async fn read_lines(&self, method: Method, path: &str, body: Body) -> Result<Lines, ClientError> {
-        let what = path.trim_start_matches('/').to_owned();
         let stream = self.connect().await?;
-        let failed = |source| ClientError::Exchange { what: what.clone(), source };
-        let (connection, response) = begin(stream, method, path, body).await.map_err(failed)?;
-        let status = response.status();
-        if !status.is_success() {
-            let body = Limited::new(response.into_body(), LARGEST_ANSWER_BYTES).collect().await.map_err(failed)?;
-            return Err(refusal(&what, status, &body.to_bytes()));
-        }
-        Ok(Lines { what, body: response.into_body(), buffer: Vec::new(), _connection: connection })
+        let request = Asked { host: "weft", method, path };
+        Lines::of(stream, request, body).await
     }
 
     /// A gRPC client over the socket.
@@ -207,6 +202,30 @@ pub(super) struct Lines {
 }
 
 impl Lines {
+    /// Those that answer `POST path` with `body` at the gateway of this host, or `GET path` if `body` is empty.
+    pub(super) async fn from_gateway(address: SocketAddr, path: &str, body: &str) -> Result<Self, ClientError> {
+        let failed =
+            |source: io::Error| ClientError::Exchange { what: format!("{path} at {address}"), source: source.into() };
+        let stream = TcpStream::connect(address).await.map_err(failed)?;
+        let method = if body.is_empty() { Method::GET } else { Method::POST };
+        Self::of(stream, Asked { host: "pm3", method, path }, body.to_owned().into()).await
+    }
+
+    async fn of<S>(stream: S, asked: Asked<'_>, body: Body) -> Result<Self, ClientError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let what = asked.path.trim_start_matches('/').to_owned();
+        let failed = |source| ClientError::Exchange { what: what.clone(), source };
+        let (connection, response) = begin(stream, asked, body).await.map_err(failed)?;
+        let status = response.status();
+        if !status.is_success() {
+            let body = Limited::new(response.into_body(), LARGEST_ANSWER_BYTES).collect().await.map_err(failed)?;
+            return Err(refusal(&what, status, &body.to_bytes()));
+        }
+        Ok(Self { what, body: response.into_body(), buffer: Vec::new(), _connection: connection })
+    }
+
     /// The next line without its end; `None` when the agent has ended the answer.
     pub(super) async fn next(&mut self) -> Result<Option<String>, ClientError> {
         loop {
@@ -230,22 +249,27 @@ impl Lines {
 
 type Boxed = Box<dyn std::error::Error + Send + Sync>;
 
-async fn begin(
-    stream: UnixStream,
+struct Asked<'a> {
+    host: &'static str,
     method: Method,
-    path: &str,
-    body: Body,
-) -> Result<(Task<Option<()>>, Response<Incoming>), Boxed> {
+    path: &'a str,
+}
+
+async fn begin<S>(stream: S, asked: Asked<'_>, body: Body) -> Result<(Task<Option<()>>, Response<Incoming>), Boxed>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Asked { host, method, path } = asked;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // An error of the connection arrives at the request too.
     let connection = task::spawn("http", async move { connection.await.ok() });
-    let request = Request::builder().method(method).uri(path).header(header::HOST, "weft").body(body)?;
+    let request = Request::builder().method(method).uri(path).header(header::HOST, host).body(body)?;
     let response = sender.send_request(request).await?;
     Ok((connection, response))
 }
 
 async fn exchange(stream: UnixStream, method: Method, path: &str, body: Body) -> Result<(StatusCode, Bytes), Boxed> {
-    let (_connection, response) = begin(stream, method, path, body).await?;
+    let (_connection, response) = begin(stream, Asked { host: "weft", method, path }, body).await?;
     let status = response.status();
     let body = Limited::new(response.into_body(), LARGEST_ANSWER_BYTES).collect().await?.to_bytes();
     Ok((status, body))

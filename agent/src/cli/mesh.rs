@@ -1,6 +1,6 @@
 //! `weft token`, `weft join`, `weft leave`, `weft acl` and `weft events`: the mesh as its operator handles it.
 
-mod hop;
+pub(super) mod hop;
 
 use std::io::Read as _;
 use std::path::PathBuf;

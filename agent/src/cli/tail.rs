@@ -1,4 +1,6 @@
-//! `weft tail`: the agent's log, history first, then live.
+//! `weft tail`: the agent's log, or those of all nodes, history first, then live.
+
+mod mesh;
 
 use serde_json::{Map, Value, json};
 
@@ -21,19 +23,35 @@ pub(super) async fn run(client: &Client, args: &TailArgs) -> Result<Exit, Failur
         }
     }
     let style = Style::of_stdout();
+    if args.mesh {
+        let most = usize::try_from(args.lines).unwrap_or(usize::MAX);
+        let show = |node: &str, line: &str| if args.json { named(line, node) } else { render(line, Some(node), style) };
+        return mesh::run(client, &options, most, show).await;
+    }
     let mut lines = client.lines("/tail", &options).await?;
     while let Some(line) = lines.next().await? {
         if args.json {
             output::print(&format!("{line}\n"))?;
         } else {
-            output::print(&render(&line, style))?;
+            output::print(&render(&line, None, style))?;
         }
     }
     Ok(Exit::Ok)
 }
 
-/// `TIME LEVEL domain message name=value …`.
-fn render(line: &str, style: Style) -> String {
+/// The line with the name of its node as one more member.
+fn named(line: &str, node: &str) -> String {
+    match serde_json::from_str::<Map<String, Value>>(line) {
+        Ok(mut members) => {
+            members.insert("node".to_owned(), Value::from(node));
+            format!("{}\n", Value::Object(members))
+        }
+        Err(_damaged) => format!("{line}\n"),
+    }
+}
+
+/// `TIME LEVEL [node ]domain: message name=value …`.
+fn render(line: &str, node: Option<&str>, style: Style) -> String {
     let Ok(mut members) = serde_json::from_str::<Map<String, Value>>(line) else { return format!("{line}\n") };
     let time = members.remove("t").and_then(|time| time.as_u64()).unwrap_or_default();
     let mut text = |name: &str| match members.remove(name) {
@@ -49,7 +67,8 @@ fn render(line: &str, style: Style) -> String {
         _ => Tone::Neutral,
     };
     let level = style.paint(tone, &format!("{:5}", level.to_uppercase()));
-    let mut out = format!("{time} {level} {domain}: {message}");
+    let node = node.map(|node| format!("{node} ")).unwrap_or_default();
+    let mut out = format!("{time} {level} {node}{domain}: {message}");
     for (name, value) in members {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         out.push_str(&format!(" {name}={value}"));
@@ -65,7 +84,9 @@ mod tests {
     #[test]
     fn a_line_reads_from_left_to_right() {
         let line = r#"{"t":86400000,"l":"warn","dom":"dns","msg":"it broke","count":7,"name":"a b"}"#;
-        assert_eq!(render(line, Style::Plain), "1970-01-02T00:00:00Z WARN  dns: it broke count=7 name=a b\n");
-        assert_eq!(render("no json", Style::Plain), "no json\n");
+        assert_eq!(render(line, None, Style::Plain), "1970-01-02T00:00:00Z WARN  dns: it broke count=7 name=a b\n");
+        assert!(render(line, Some("beta"), Style::Plain).starts_with("1970-01-02T00:00:00Z WARN  beta dns: it broke"));
+        assert_eq!(render("no json", Some("beta"), Style::Plain), "no json\n");
+        assert!(named(line, "beta").contains("\"node\":\"beta\"") && named(line, "beta").contains("\"count\":7"));
     }
 }

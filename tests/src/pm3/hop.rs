@@ -121,6 +121,52 @@ fn a_hop_that_fails_has_its_status_and_the_command_its_exit_code() {
 }
 
 #[test]
+fn the_logs_of_all_nodes_are_read_as_one() {
+    if !gate::root_and(&TOOLS) {
+        return;
+    }
+    let scenario = Scenario::new(2).expect("namespaces");
+    let [alpha, mut beta] = joined(&scenario, "");
+    let here = scenario.host(0);
+    let read = |words: &[&str]| alpha.cli(&[&["tail", "--mesh", "--json"][..], words].concat()).expect("it ran");
+    let said = read(&["--no-follow", "-n", "1000"]);
+    assert!(said.status.success() && said.stderr.is_empty(), "{said:?}");
+    let lines: Vec<serde_json::Value> = String::from_utf8(said.stdout)
+        .expect("text")
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    for node in ["alpha", "beta"] {
+        let starting = lines.iter().filter(|line| line["node"] == node && line["msg"] == "starting");
+        assert_eq!(starting.count(), 1, "{node}");
+    }
+    let times: Vec<u64> = lines.iter().map(|line| line["t"].as_u64().expect("a time")).collect();
+    assert!(times.is_sorted(), "merged by time");
+    let few = read(&["--no-follow", "-n", "3"]);
+    assert_eq!(String::from_utf8_lossy(&few.stdout).lines().count(), 3);
+    let followed = alpha.cli_running(&["tail", "--mesh", "-n", "0", "--contains", "/reload"]).expect("it starts");
+    let called = |node: &str| {
+        let lines = followed.log();
+        let of_node = |line: &str| line.contains(&format!(" {node} pm3: called"));
+        lines.lines().filter(|line| of_node(line)).count()
+    };
+    for node in ["alpha", "beta"] {
+        let is_told = || {
+            curl(here, &format!("/hop/{node}/pm3/reload"), &["-X", "POST"]);
+            called(node) > 0
+        };
+        eventually(PATIENCE, "a line of the node comes live", is_told).expect("told");
+    }
+    beta.kill9().expect("killed");
+    eventually(PATIENCE, "the node that ended is named", || followed.log().contains("beta tells nothing more"))
+        .expect("named");
+    let said = read(&["--no-follow"]);
+    let errors = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.status.code() == Some(1) && errors.contains("beta does not answer"), "{errors}");
+    assert!(String::from_utf8_lossy(&said.stdout).contains("\"node\":\"alpha\""));
+}
+
+#[test]
 fn a_function_is_called_from_another_node() {
     if !gate::root_and(&TOOLS) {
         return;

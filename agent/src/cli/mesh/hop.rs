@@ -101,7 +101,7 @@ pub(in crate::cli) async fn run(client: &Client, args: &HopArgs) -> Result<Exit,
 }
 
 /// Where the gateway speaks without TLS, on loopback if it does.
-fn gateway(gateway: &proto::GatewayStatus) -> Option<SocketAddr> {
+pub(in crate::cli) fn gateway(gateway: &proto::GatewayStatus) -> Option<SocketAddr> {
     let plain: Vec<SocketAddr> = gateway.plain.iter().filter_map(|address| address.parse().ok()).collect();
     plain.iter().find(|address| address.ip().is_loopback()).or(plain.first()).copied()
 }
