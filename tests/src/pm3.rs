@@ -13,21 +13,15 @@ use std::time::Duration;
 
 const TOOLS: [&str; 5] = ["wg", "ip", "nsenter", "curl", "python3"];
 const CLIENT: &str = include_str!("pm3/client.py");
-/// What the client stops, starts and scales.
-const SLEEPER: &str = "[process.sleeper]\nscript = \"sleep 1000\"\n";
 
 fn start(host: &NetNs) -> TestAgent<'_> {
     let settings = Settings::new("alpha").expect("keys").addresses(&["10.80.0.1/24"]);
     TestAgent::start(host, settings).expect("it starts")
 }
 
-fn sleeper_is_online(agent: &TestAgent<'_>) {
-    let is_online = || {
-        agent
-            .cli_json(&["describe", "sleeper"])
-            .is_ok_and(|item: serde_json::Value| item["processes"][0]["status"] == "online")
-    };
-    eventually(Duration::from_secs(20), "the process is online", is_online).expect("online");
+/// What the client stops, starts and scales.
+fn start_sleeper(agent: &TestAgent<'_>) {
+    agent.cli_text(&["start", "sleep 1000", "--name", "sleeper"]).expect("it is online");
 }
 
 /// What curl prints for `path` of `http://pm3`.
@@ -137,9 +131,8 @@ fn a_client_written_from_the_document_speaks_websocket() {
         return;
     }
     let host = NetNs::new().expect("a namespace");
-    let settings = Settings::new("alpha").expect("keys").addresses(&["10.80.0.1/24"]).table(SLEEPER);
-    let agent = TestAgent::start(&host, settings).expect("it starts");
-    sleeper_is_online(&agent);
+    let agent = start(&host);
+    start_sleeper(&agent);
     let report = host.run(&["python3", "-c", CLIENT, "127.0.3.3"]).expect("the client is content");
     assert_eq!(report.trim(), "calls 100, concurrent 64, errors as documented, lambda called, jrpc spoken");
 }

@@ -9,7 +9,7 @@ use integration_tests::process::Process;
 use integration_tests::scenario::Scenario;
 use integration_tests::wait::eventually;
 
-use super::{CLIENT, SLEEPER, TOOLS, curl, sleeper_is_online};
+use super::{CLIENT, TOOLS, curl, start_sleeper};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) const FAR: &str = include_str!("far.py");
@@ -50,8 +50,8 @@ fn a_hop_carries_any_method_streams_and_websockets_and_says_who_asked() {
     }
     let scenario = Scenario::new(2).expect("namespaces");
     let route = "[[gateway.host.\"echo.example\".route]]\nupstream = [\"127.0.0.1:8080\"]\n";
-    let [alpha, beta] = joined(&scenario, &format!("{route}{SLEEPER}"));
-    sleeper_is_online(&beta);
+    let [alpha, beta] = joined(&scenario, route);
+    start_sleeper(&beta);
     let (here, there) = (scenario.host(0), scenario.host(1));
     assert_eq!(curl(here, "/hop/beta/pm3/ping", &[]), "\"beta\"\n");
     assert_eq!(curl(here, "/hop/beta/pm3/ping", &["--http2-prior-knowledge"]), "\"beta\"\n");
