@@ -471,7 +471,6 @@ async fn open(inputs: &Inputs, shared: &Arc<Shared>) -> Result<(Running, Option<
     let of_log = syncs.clone();
     let opened = tokio::task::spawn_blocking(move || open_files(&files, notify, shared_removed, of_log)).await;
     let opened = opened.map_err(|error| OpenError::Raft(error.to_string()))??;
-    // A leader that comes back leads on without a new entry.
     shared.applied.send_replace(opened.applied);
     let (listener, advertised) = listen(inputs.network.as_ref()).await?;
     let raft_failed = |error: &dyn std::fmt::Display| OpenError::Raft(error.to_string());
@@ -492,6 +491,9 @@ async fn open(inputs: &Inputs, shared: &Arc<Shared>) -> Result<(Running, Option<
         let myself = Peer { node: inputs.node.clone(), address: advertised.clone() };
         let members = std::collections::BTreeMap::from([(opened.member, myself)]);
         raft.initialize(members).await.map_err(|error| raft_failed(&error))?;
+    } else if votes_alone(&raft, opened.member) {
+        // Nobody else can win, so there is nothing to wait for.
+        raft.trigger().elect(false).await.map_err(|error| raft_failed(&error))?;
     }
     let running = Running {
         raft_id: opened.member,
@@ -511,6 +513,10 @@ async fn open(inputs: &Inputs, shared: &Arc<Shared>) -> Result<(Running, Option<
         barrier: OnceLock::new(),
     };
     Ok((running, listener))
+}
+
+fn votes_alone(raft: &Raft<Types, State>, member: u64) -> bool {
+    raft.server_metrics().borrow_watched().membership_config.voter_ids().eq([member])
 }
 
 /// The listener for other members, and the address they are told.
@@ -566,6 +572,9 @@ fn raft_config(config: &config::Config) -> Result<openraft::Config, openraft::Co
         election_timeout_min: heartbeat * 5,
         election_timeout_max: heartbeat * 10,
         enable_pre_vote: Some(true),
+        // Entries go to the others while they are written here: who led and was killed may lack what they have, and would
+        // give the numbers of those entries to others in the same term.
+        enable_leader_restore: Some(false),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_entries),
         max_in_snapshot_log_to_keep: config.snapshot_entries / 10,
         replication_lag_threshold: config.snapshot_entries * 2,

@@ -60,6 +60,23 @@ async fn writes_resume_after_the_leader_is_gone_and_it_catches_up() {
     cluster.stop().await;
 }
 
+/// A term has one leader with one log: one that was killed may have sent entries that it had not written itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_comes_back_does_not_go_on_with_its_term() {
+    let mut cluster = Cluster::start(3).await;
+    with_table(&cluster).await;
+    for value in 0..5 {
+        let leader = cluster.leader().await;
+        let term = cluster.nodes[leader].handle().figures().term;
+        cluster.nodes[leader].stop().await;
+        cluster.nodes[leader].start();
+        assert_eq!(cluster.exec((leader + 1) % 3, insert(value)).await, Ok(1));
+        let now = cluster.nodes[cluster.leader().await].handle().figures().term;
+        assert!(now > term, "whoever leads after the stop was elected: {now} after {term}");
+    }
+    cluster.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_minority_neither_writes_nor_reads_as_if_it_knew() {
     let cluster = Cluster::start(3).await;

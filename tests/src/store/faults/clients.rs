@@ -118,7 +118,10 @@ async fn check_member(world: &World, socket: &Path) {
     let found: BTreeSet<i64> = rows.values.iter().map(|row| row.values[0].int64).collect();
     let acknowledged = world.acknowledged.lock().expect("no panic").clone();
     let lost: Vec<&i64> = acknowledged.difference(&found).collect();
-    assert!(lost.is_empty(), "{} lacks acknowledged writes: {lost:?}", socket.display());
+    if !lost.is_empty() {
+        let told = everywhere(world, &lost).await;
+        assert!(lost.is_empty(), "{} lacks {lost:?} of {:?}: {told}", socket.display(), acknowledged.last());
+    }
     let tried = world.tried.lock().expect("no panic").clone();
     assert!(found.is_subset(&tried), "from nowhere: {:?}", found.difference(&tried));
     let began = world.now();
@@ -130,6 +133,25 @@ async fn check_member(world: &World, socket: &Path) {
         let value = values.get(register).copied().unwrap_or_default();
         history.push(Operation { began, ended: Some(ended), did: Did::Read(value) });
     }
+}
+
+/// Where writes that one member lacks are, so that a lost write and a read that came too early can be told apart.
+async fn everywhere(world: &World, lost: &[&i64]) -> String {
+    let mut told = String::new();
+    for socket in &world.sockets {
+        let mut store = connect(socket).await.expect("it answers");
+        for local in [true, false] {
+            let request = proto::QueryRequest { local, ..query("SELECT n FROM ledger", Vec::new()) };
+            let rows = store.query(request).await.expect("read").into_inner();
+            let found: BTreeSet<i64> = rows.values.iter().map(|row| row.values[0].int64).collect();
+            let there = lost.iter().filter(|number| found.contains(number)).count();
+            told +=
+                &format!("\n{} local={local}: {there} of {} there, {} rows", socket.display(), lost.len(), found.len());
+        }
+        let status = store.get_status(proto::StatusRequest {}).await.expect("a status").into_inner();
+        told += &format!("\n{status:?}");
+    }
+    told
 }
 
 async fn client(world: Arc<World>, mut random: Random) {
