@@ -41,6 +41,13 @@ impl Running {
         if self.raft.server_metrics().borrow_watched().state != ServerState::Leader {
             return Err(StoreError::NoLeader("this member does not lead".to_owned()));
         }
+        // Just after the first start or an election the last change may not be committed yet.
+        let settled = async {
+            while !self.is_settled() {
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        timeout(QUEUE_PATIENCE, settled).await.map_err(late)?;
         tracing::info!(?change, "the membership of the store changes");
         let result = match change {
             Change::AddLearner { member, node, address } => self.add_learner(member, Peer { node, address }).await,
@@ -52,6 +59,13 @@ impl Running {
         };
         drop(slot);
         result
+    }
+
+    /// Whether the membership that holds is carried out here, so that the next change may be proposed.
+    fn is_settled(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.log_id().is_none_or(|id| metrics.last_applied.is_some_and(|applied| applied >= id))
     }
 
     async fn add_learner(&self, member: u64, peer: Peer) -> Result<(), StoreError> {
