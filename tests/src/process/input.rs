@@ -17,7 +17,10 @@ fn standard_input_is_nothing_a_file_or_what_is_sent() {
     let of_file = lines.display().to_string();
     agent.cli_text(&["start", &echo, "--name", "nothing"]).expect("started");
     agent.cli_text(&["start", &echo, "--name", "file", "--stdin", &of_file]).expect("started");
-    agent.cli_text(&["start", &echo, "--name", "pipe", "--stdin", "pipe", "--user", "nobody"]).expect("started");
+    let of_nobody = ["--user", "nobody", "--cwd", "/"];
+    agent
+        .cli_text(&[&["start", &echo, "--name", "pipe", "--stdin", "pipe"][..], &of_nobody].concat())
+        .expect("started");
     eventually(DEADLINE, "the end", || raw(&agent, "nothing") == "end\n").expect("nothing to read");
     eventually(DEADLINE, "both lines", || raw(&agent, "file") == "got one\ngot two\nend\n").expect("read");
     agent.cli_text(&["send", "pipe", "first", "line"]).expect("sent");

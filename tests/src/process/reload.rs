@@ -50,7 +50,8 @@ fn no_request_is_lost_while_a_single_process_that_shares_its_port_is_reloaded() 
     host.run(&["sysctl", "-qw", "net.ipv4.tcp_migrate_req=1"]).expect("set");
     let agent = start(&host);
     let server = script(&agent, "server.py", SERVER);
-    let words = ["start", &server, "--name", "web", "--port", "3000", "--env", "SHARE=1", "--user", "nobody"];
+    let words = ["start", &server, "--name", "web", "--port", "3000", "--env", "SHARE=1"];
+    let words = [&words[..], &["--user", "nobody", "--cwd", "/"]].concat();
     agent.cli_text(&words).expect("started");
     let answers =
         || host.run(&["python3", "-c", "import socket; socket.create_connection(('127.0.0.1', 3000), 5)"]).is_ok();
