@@ -77,7 +77,10 @@ impl World {
         settings.pin_root = bpffs.0.path().join("weft");
         let programs = tempfile::tempdir().expect("a temporary directory");
         fs::set_permissions(programs.path(), Permissions::from_mode(0o755)).expect("ours");
-        fs::copy(env!("CARGO_BIN_EXE_connector"), programs.path().join("connector")).expect("built");
+        // By another process: a file that this one wrote may be open in what another test is just starting, and is busy then.
+        let mut copy = Command::new("cp");
+        let copied = copy.arg(env!("CARGO_BIN_EXE_connector")).arg(programs.path().join("connector")).status();
+        assert!(copied.expect("cp is everywhere").success(), "the connector is built");
         let room = Arc::new(Room { programs, cgroups: Mutex::default(), _bpffs: bpffs });
         let world = Self { settings, metrics: Metrics::default(), here: Arc::clone(&here), room };
         let inside = here.enter(move || {

@@ -4,7 +4,7 @@ The caller is root on the host of the agent, whom the agent trusts: whatever is 
 Before and after each row an honest request must be answered, so that a gateway that answers nobody fails.
 """
 import encodings.idna  # What a user without rights may not be able to load later.
-import json, os, select, socket, struct, subprocess, sys, time
+import json, os, select, signal, socket, struct, subprocess, sys, time
 
 ADDRESS, NAME = sys.argv[1], '"alpha"'
 PATIENCE = 90
@@ -395,12 +395,11 @@ def same_ports():
 
 
 def hold_ports():
-    """The same ports, in another namespace, by root, to a listener of its own."""
+    """The same ports, in another namespace, by root, to a listener of its own, until this process is killed."""
     listener = socket.create_server((ADDRESS, 80), backlog=100)
     held = [socket.create_connection((ADDRESS, 80), source_address=("127.0.0.1", port)) for port in range(30_000, 30_050)]
     print("holding", len(held), flush=True)
-    sys.stdin.read()
-    listener.close()
+    signal.pause()
 
 
 ROWS = [forged_forwarding, host_tricks, browser, rebound, smuggling, oversized, slowloris, frames, bombs, signatures, takeover]

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use integration_tests::agent::{Settings, TestAgent};
@@ -179,10 +178,11 @@ fn from_another_namespace(matrix: &mut Matrix, host: &NetNs) {
     let other = NetNs::new().expect("a namespace");
     // Root there, whom the kernel would vouch for; nobody here, from the same ports to the same address.
     let mut command = other.command("python3");
-    command.args(["-c", SCRIPT, PM3, "hold_ports"]).stdin(Stdio::piped());
+    command.args(["-c", SCRIPT, PM3, "hold_ports"]);
     let mut holder = Process::spawn("holder", command).expect("it starts");
     holder.wait_for_log("holding 50", PATIENCE).expect("it holds");
     matrix.add(&host.run(&["python3", "-c", SCRIPT, PM3, "same_ports"]).expect("the script ends"));
+    assert!(holder.is_running(), "the ports were held all the time");
 }
 
 fn through_a_rootless_helper(matrix: &mut Matrix, host: &NetNs) {
