@@ -177,6 +177,8 @@ pub enum StartError {
     Random,
     #[error("failed to read bus.credentials_file")]
     Credentials(#[source] std::io::Error),
+    #[error("bus.url cannot be used")]
+    Url(#[source] async_nats::ConnectError),
 }
 
 /// Starts what the configuration asks for; nothing of it stops the agent.

@@ -88,11 +88,8 @@ impl Client {
                 }
                 std::future::ready(())
             });
-        // With retries from the start an error would be one of the URL, which was checked.
-        let nats = options
-            .connect(place.as_str())
-            .await
-            .map_err(|error| StartError::Credentials(std::io::Error::new(std::io::ErrorKind::InvalidInput, error)))?;
+        // It goes on trying in the background: an error here is one of the URL.
+        let nats = options.connect(place.as_str()).await.map_err(StartError::Url)?;
         let inbox = format!("{RESULTS}.{}", nats.new_inbox().trim_start_matches("_INBOX."));
         let keeping = keep_results(nats.clone(), inbox.clone(), store.clone(), metrics.clone());
         let results = task::spawn("bus-results", keeping);
